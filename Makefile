@@ -1,0 +1,46 @@
+# Luthier. `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+READY := $(VENV)/.installed
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --require-hashes covers every package but torch and what its build brings, which depend on the machine (CPU or CUDA).
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	python -m pip install --quiet "torch==$$(sed -n 's/^torch: //p' versions.yaml)"
+	python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup: $(READY)  ## make .venv and install the pinned packages
+
+repro: $(READY)  ## run the pipeline: data and params.yaml to model card
+	@dvc repro --quiet && luthier verdict
+
+lint: $(READY)  ## ruff and the docstring checker
+	ruff check .
+	ruff format --check .
+	pydoclint --quiet stages
+
+types: $(READY)  ## mypy
+	mypy
+
+test: lint types  ## what CI runs: lint, types and the tests
+	pytest -m "not slow and not gpu"
+
+test-all: $(READY)  ## also the slow tests
+	pytest -m "not gpu"
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	pytest -m gpu
+
+lock: $(READY)  ## resolve pyproject.toml into requirements.lock and versions.yaml again
+	python -m pip install --quiet uv
+	sh scripts/lock.sh
+
+.PHONY: help setup repro lint types test test-all test-gpu lock

@@ -1,0 +1,20 @@
+"""The stages of the pipeline. Importing this package, before any library of a stage, shuts every way out of the machine."""
+
+import os
+
+# Whether the user asked for an offline hub; fetch_model, the one stage that may reach a hub, honours it.
+USER_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_IMPLICIT_TOKEN="1",
+    DO_NOT_TRACK="1",
+    DISABLE_TELEMETRY="1",
+    WANDB_MODE="offline",
+    DVC_NO_ANALYTICS="1",
+    DVC_STUDIO_OFFLINE="true",
+    TOKENIZERS_PARALLELISM="false",
+)

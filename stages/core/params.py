@@ -1,0 +1,337 @@
+"""The one schema of params.yaml: typed, frozen, without defaults; an unknown key is an error that names the nearest one."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.core import paths
+from stages.core.errors import UserError
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """A block of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PackageModel(Section):
+    name: Name
+    version: Name
+    sha256: Sha256
+    file: Name
+    license: Name
+    upstream: Name
+
+
+class HubModel(Section):
+    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")] | None
+    revision: Commit | None
+
+
+class FolderModel(Section):
+    path: Name | None
+
+
+class Model(Section):
+    source: Literal["package", "hub", "folder"]
+    package: PackageModel
+    hub: HubModel
+    folder: FolderModel
+
+    @model_validator(mode="after")
+    def _source_is_filled(self) -> "Model":
+        if self.source == "hub" and (self.hub.repo is None or self.hub.revision is None):
+            raise ValueError("model.source is hub, so model.hub.repo and model.hub.revision (a 40-digit commit) must be set")
+        if self.source == "folder" and self.folder.path is None:
+            raise ValueError("model.source is folder, so model.folder.path must be set")
+        return self
+
+
+class Licences(Section):
+    package: Name
+    version: Name
+    sha256: Sha256
+    target: Literal["category", "key"]
+    min_words: Positive
+    max_words: Positive
+
+    @model_validator(mode="after")
+    def _words_ordered(self) -> "Licences":
+        if self.min_words > self.max_words:
+            raise ValueError(f"data.licences.min_words ({self.min_words}) is above max_words ({self.max_words})")
+        return self
+
+
+class Files(Section):
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled", "preference"]
+    columns: dict[str, str]
+
+
+class Data(Section):
+    source: Literal["licences", "files"]
+    licences: Licences
+    files: Files
+    max_rows: Positive | None
+
+
+class GeneralItems(Section):
+    arc_easy: NotNegative | None
+    hellaswag: NotNegative | None
+    openbookqa: NotNegative | None
+    lambada: NotNegative | None
+
+
+class General(Section):
+    package: Name
+    version: Name
+    sha256: Sha256
+    items: GeneralItems
+
+
+class Clean(Section):
+    min_characters: NotNegative
+    max_characters: Positive
+    languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]]
+    min_language_characters: NotNegative
+    max_repetition: Share
+    secrets: Literal["drop", "redact", "keep"]
+    personal_data: Literal["drop", "redact", "keep"]
+    refusals: bool
+
+    @model_validator(mode="after")
+    def _lengths_ordered(self) -> "Clean":
+        if self.min_characters > self.max_characters:
+            raise ValueError(f"clean.min_characters ({self.min_characters}) is above max_characters ({self.max_characters})")
+        return self
+
+
+class Dedupe(Section):
+    near_threshold: Annotated[float, Field(gt=0, le=1)]
+    shingle_words: Positive
+    keep_near_duplicates: bool
+    eval_ngram: Annotated[int, Field(ge=5)]
+
+
+class LabelCheck(Section):
+    action: Literal["report", "drop"]
+    max_drop_share: Share
+    folds: Annotated[int, Field(ge=2, le=20)]
+
+
+class Split(Section):
+    validation: OpenShare
+    test: Annotated[float, Field(gt=0, lt=1)]
+    max_train: Positive | None
+    max_validation: NotNegative | None
+    max_test: Positive | None
+
+    @model_validator(mode="after")
+    def _shares_leave_training(self) -> "Split":
+        if self.validation + self.test >= 1:
+            raise ValueError(f"split.validation ({self.validation}) and split.test ({self.test}) leave nothing to train on")
+        return self
+
+
+class Prompt(Section):
+    system: str | None
+    template: Name
+
+    @model_validator(mode="after")
+    def _template_has_text(self) -> "Prompt":
+        if "{text}" not in self.template:
+            raise ValueError("prompt.template has no {text}: the row's text would not reach the model")
+        return self
+
+
+class Tokenize(Section):
+    chat_template: Name | None
+    max_tokens: Annotated[int, Field(ge=8)]
+    too_long: Literal["drop", "truncate", "split", "raise"]
+    new_tokens: list[Name]
+
+
+class Numerics(Section):
+    quantization: Literal["nf4", "none"]
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+
+
+class Train(Section):
+    rank: Positive
+    alpha: Positive
+    dropout: OpenShare
+    target_modules: Literal["all-linear"] | list[Name]
+    init: Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
+    rslora: bool
+    dora: bool
+    epochs: Annotated[float, Field(gt=0)]
+    max_steps: Positive | None
+    effective_batch: Positive
+    micro_batch_tokens: Positive
+    batching: Literal["bucket", "pack"]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_share: OpenShare
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    gradient_checkpointing: bool
+    eval_every: Positive
+    early_stop: Positive | None
+
+
+class Export(Section):
+    merge: bool
+    check_prompts: Positive
+    min_top1_agreement: Share
+
+
+class Evaluate(Section):
+    batch_size: Positive
+    max_new_tokens: Positive
+    few_shot: NotNegative
+    base_prompt: Name
+
+    @model_validator(mode="after")
+    def _base_prompt_is_fair(self) -> "Evaluate":
+        if "{text}" not in self.base_prompt:
+            raise ValueError("evaluate.base_prompt has no {text}: the base would be judged without seeing the row")
+        return self
+
+
+class Compare(Section):
+    resamples: Annotated[int, Field(ge=1000)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    max_forgetting: Share
+
+
+class Card(Section):
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
+    language: Name
+    license: Name
+    intended_use: Name
+    grid_co2_grams_per_kwh: Annotated[float, Field(ge=0)]
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    save_every: Positive
+    log_every: Positive
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    model: Model
+    data: Data
+    general: General
+    clean: Clean
+    dedupe: Dedupe
+    label_check: LabelCheck
+    split: Split
+    prompt: Prompt
+    tokenize: Tokenize
+    numerics: Numerics
+    train: Train
+    export: Export
+    evaluate: Evaluate
+    compare: Compare
+    card: Card
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Params":
+        if self.train.early_stop is not None and not (self.split.validation and self.split.max_validation != 0):
+            raise ValueError("train.early_stop is set, but split.validation or split.max_validation leaves no validation rows to stop on")
+        if self.train.micro_batch_tokens < self.tokenize.max_tokens:
+            raise ValueError(
+                f"train.micro_batch_tokens ({self.train.micro_batch_tokens}) is below tokenize.max_tokens "
+                f"({self.tokenize.max_tokens}): the longest row would fit no forward pass"
+            )
+        if self.train.optimizer != "adamw" and self.runtime.device == "cpu":
+            raise ValueError(f"train.optimizer {self.train.optimizer} needs CUDA, but runtime.device is cpu; use adamw")
+        if self.train.init in ("pissa", "olora") and self.numerics.quantization == "nf4":
+            reason = f"train.init {self.train.init} changes the base's weights, which NF4 holds fixed"
+            raise ValueError(f"{reason}; set numerics.quantization: none")
+        return self
+
+
+def load_params(path: Path = paths.PARAMS) -> Params:
+    """Reads and checks params.yaml.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        UserError: the file is missing, is no YAML 1.2, or breaks the schema; the sentence names each key at fault.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the repository's root") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}; mend the line") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds {type(raw).__name__}, expected a mapping of sections")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(dict(problem), raw) for problem in error.errors()]
+        raise UserError(f"{path}: " + "; ".join(problems)) from None
+
+
+def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
+    """One pydantic error as: key, finding, expectation, remedy."""
+    location = [part for part in problem["loc"] if isinstance(part, int) or _is_key(part)]
+    key = ".".join(str(part) for part in location)
+    kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        remedy = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known here: {', '.join(known)}"
+        return f"{key} is not a parameter; {remedy}"
+    if kind == "missing":
+        return f"{key} is missing, and there are no defaults; add it (see the committed params.yaml)"
+    if kind == "value_error":
+        return str(context["error"])
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ").replace("String should", "a text that should")
+    if isinstance(found, str) and kind in ("float_type", "int_type"):
+        try:
+            remedy = f"; write it without quotes and with a dot: {float(found)!r}" if kind == "float_type" else "; write it without quotes"
+        except ValueError:
+            remedy = "; write a number"
+        return f"{key} is the text '{found}', expected {expected}{remedy}"
+    return f"{key} is {found!r}, expected {expected}"
+
+
+def _is_key(part: str) -> bool:
+    """Whether a part of pydantic's location is a key of the file and not the name of a union's member."""
+    members = ("constrained", "literal", "list", "function")
+    return part.isidentifier() and part not in {"str", "int", "float", "bool"} and not part.startswith(members)
+
+
+def _fields_at(location: list[Any]) -> list[str]:
+    """The names a section may hold, at a path of section names."""
+    section: type[BaseModel] = Params
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return list(section.model_fields)

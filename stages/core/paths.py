@@ -1,0 +1,58 @@
+"""Where everything lies, relative to the repository root, each path named once.
+
+dvc.yaml repeats these as deps and outs, and tests/test_contracts.py holds the two together.
+"""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+VERSIONS = Path("versions.yaml")
+LOCK = Path("requirements.lock")
+PIPELINE = Path("dvc.yaml")
+SOURCES = Path("data/sources")
+DECISIONS = Path("data/decisions.csv")
+
+BASE = Path("models/base.json")
+ADAPTER = Path("models/adapter")
+EXPORT = Path("models/export")
+
+RAW_ROWS = Path("data/raw/rows.parquet")
+RAW_REJECTED = Path("data/raw/rejected.parquet")
+GENERAL = Path("data/general")  # one TASK.jsonl each
+CLEAN_ROWS = Path("data/clean/rows.parquet")
+CLEAN_REJECTED = Path("data/clean/rejected.parquet")
+DEDUPE_ROWS = Path("data/dedupe/rows.parquet")
+DEDUPE_REJECTED = Path("data/dedupe/rejected.parquet")
+LABEL_ROWS = Path("data/label_check/rows.parquet")
+LABEL_REJECTED = Path("data/label_check/rejected.parquet")
+LABEL_SUSPECTS = Path("data/label_check/suspects.parquet")
+SPLIT_TRAIN = Path("data/split/train.parquet")
+SPLIT_VALIDATION = Path("data/split/validation.parquet")
+SPLIT_TEST = Path("data/split/test.parquet")
+SPLIT_REJECTED = Path("data/split/rejected.parquet")
+TOKENIZED_TRAIN = Path("data/tokenized/train.parquet")
+TOKENIZED_VALIDATION = Path("data/tokenized/validation.parquet")
+TOKENIZED_REJECTED = Path("data/tokenized/rejected.parquet")
+TOKENIZER = Path("data/tokenized/tokenizer")
+
+EVALUATION = {"base": Path("data/evaluation/base.parquet"), "tuned": Path("data/evaluation/tuned.parquet")}  # one row an item
+
+REPORTS = Path("reports")
+FETCH_DATA_REPORT = REPORTS / "fetch_data.json"
+FETCH_GENERAL_REPORT = REPORTS / "fetch_general.json"
+CLEAN_REPORT = REPORTS / "clean.json"
+DEDUPE_REPORT = REPORTS / "dedupe.json"
+LABEL_REPORT = REPORTS / "label_check.json"
+SPLIT_REPORT = REPORTS / "split.json"
+TOKENIZE_REPORT = REPORTS / "tokenize.json"
+TRAIN_REPORT = REPORTS / "train.json"
+TRAIN_MACHINE = REPORTS / "train_machine.json"  # seconds, tokens/s, memory, watts: nothing that is compared by bytes
+TRAIN_CURVE = REPORTS / "curves/train.csv"  # step, loss, grad_norm, learning_rate
+VALIDATION_CURVE = REPORTS / "curves/validation.csv"  # step, loss
+SPEED_CURVE = REPORTS / "curves/speed.csv"  # step, tokens_per_second, memory_bytes
+EXPORT_REPORT = REPORTS / "export.json"
+EVALUATE_REPORT = {"base": REPORTS / "evaluate_base.json", "tuned": REPORTS / "evaluate_tuned.json"}
+COMPARE_REPORT = REPORTS / "compare.json"
+CARD = REPORTS / "card/README.md"
+PROVENANCE = REPORTS / "card/provenance.json"
+HTML_REPORT = REPORTS / "report.html"
