@@ -1,8 +1,12 @@
 """How a row becomes the conversation a model sees, the same in tokenize and evaluate."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stages.core.records import Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def conversation(row: Row, system: str | None, template: str) -> list[Message]:
@@ -27,3 +31,11 @@ def ask(text: str, system: str | None, template: str, labels: Sequence[str] = ()
     parts = [part.replace("{labels}", ", ".join(labels)) for part in template.split("{text}")]
     question: Message = {"role": "user", "content": text.join(parts)}
     return [question] if system is None else [{"role": "system", "content": system}, question]
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """The exact text a model is asked to continue: the messages in the chat template, with the header of the answer to come.
+
+    The template writes every special token, BOS too where it has one, so encode it with `add_special_tokens=False`.
+    """
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
