@@ -11,6 +11,7 @@ help:  ## this list
 
 # --require-hashes covers every package but torch and what its build brings, which depend on the machine (CPU or CUDA).
 $(READY): requirements.lock pyproject.toml
+	@echo "installing the pinned packages into $(VENV); this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	python -m pip install --quiet "torch==$$(sed -n 's/^torch: //p' versions.yaml)"
@@ -20,7 +21,8 @@ $(READY): requirements.lock pyproject.toml
 setup: $(READY)  ## make .venv and install the pinned packages
 
 repro: $(READY)  ## run the pipeline: data and params.yaml to model card
-	@dvc repro --quiet && luthier verdict
+	@luthier fresh 2>/dev/null || dvc repro
+	@luthier verdict
 
 lint: $(READY)  ## ruff and the docstring checker
 	ruff check .
@@ -33,7 +35,7 @@ types: $(READY)  ## mypy
 test: lint types  ## what CI runs: lint, types and the tests
 	pytest -m "not slow and not gpu"
 
-test-all: $(READY)  ## also the slow tests
+test-all: lint types  ## also the slow tests
 	pytest -m "not gpu"
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
