@@ -1,0 +1,162 @@
+"""Whether two models say the same: next-token distributions on held-out rows, teacher-forced.
+
+In: token ids of test rows, a model. Out: KL divergence, top-1 agreement, largest logit difference.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.core.errors import UserError
+from stages.core.models import load_tokenizer
+from stages.core.progress import progress
+from stages.core.prompts import conversation, render_prompt
+from stages.core.records import Row
+
+if TYPE_CHECKING:
+    import torch
+
+WINDOW = 64  # next-token positions kept of a row, the last ones: the whole vocabulary is kept for each
+BATCH = 8  # rows
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A test row in token ids.
+
+    Attributes:
+        ids: prompt and answer in the chat template, up to the end of the answer.
+        answer_start: the index of the first answer token in `ids`.
+    """
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+
+def encode_rows(rows: list[Row], tokenizer_folder: Path, system: str | None, template: str) -> list[Encoded]:
+    """Renders rows with the tokenizer and chat template of a folder.
+
+    Args:
+        rows: test rows; the last assistant message is the answer.
+        tokenizer_folder: holds tokenizer and chat template.
+        system: prompt.system.
+        template: prompt.template.
+
+    Returns:
+        The rows in token ids, the end-of-turn token last.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    encoded = []
+    for row in rows:
+        messages = conversation(row, system, template)
+        start = len(tokenizer.encode(render_prompt(tokenizer, messages[:-1]), add_special_tokens=False))
+        full = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        ids = tokenizer.encode(full, add_special_tokens=False)
+        # what a template writes after the end of the turn (a newline, mostly) is never generated
+        ends = [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id and place >= start]
+        encoded.append(Encoded(tuple(ids[: ends[-1] + 1] if ends else ids), start))
+    return encoded
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says at the last `WINDOW` next-token positions of each row.
+
+    Attributes:
+        logits: [positions, vocabulary] float32 on the CPU.
+        answer: [positions] bool, whether the predicted token belongs to the answer.
+    """
+
+    logits: "torch.Tensor"
+    answer: "torch.Tensor"
+
+
+def predictions(model: Any, rows: list[Encoded]) -> Predictions:
+    """Runs a model over rows.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        rows: at least one.
+
+    Returns:
+        The logits, rows in their order.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    kept: dict[int, torch.Tensor] = {}
+    batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+    for batch in progress(batches, "export", unit="batch"):
+        longest = max(len(rows[index].ids) for index in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for line, index in enumerate(batch):
+            length = len(rows[index].ids)
+            ids[line, :length] = torch.tensor(rows[index].ids)
+            mask[line, :length] = 1
+        with torch.inference_mode():
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        for line, index in enumerate(batch):
+            last = len(rows[index].ids) - 1
+            kept[index] = logits[line, max(0, last - WINDOW) : last].float().cpu()
+    answers = []
+    for index, row in enumerate(rows):
+        predicted = range(len(row.ids) - kept[index].shape[0], len(row.ids))
+        answers.append(torch.tensor([place >= row.answer_start for place in predicted]))
+    return Predictions(torch.cat([kept[index] for index in range(len(rows))]), torch.cat(answers))
+
+
+def compare(adapter: Predictions, merged: Predictions) -> dict[str, Any]:
+    """How far the merged model is from the adapter, on the answers' tokens and on all tokens kept.
+
+    KL divergence is of the merged distribution from the adapter's, sum p·(log p − log q), in nats.
+
+    Args:
+        adapter: the reference.
+        merged: what is to be shipped, at the same positions.
+
+    Returns:
+        For `answer` and `all`: `positions`, `top1_agreement`, `kl_mean_nats`, `kl_p99_nats`, `max_logit_difference`.
+    """
+    import torch
+
+    kl, same, gap = [], [], []
+    for ours, theirs in zip(adapter.logits.split(256), merged.logits.split(256), strict=True):
+        p, q = ours.log_softmax(-1), theirs.log_softmax(-1)
+        kl.append((p.exp() * (p - q)).sum(-1).clamp(min=0))
+        same.append(ours.argmax(-1) == theirs.argmax(-1))
+        gap.append((ours - theirs).abs().amax(-1))
+    columns = torch.cat(kl), torch.cat(same), torch.cat(gap)
+
+    def summary(chosen: "torch.Tensor") -> dict[str, Any]:
+        nats, agree, difference = (column[chosen] for column in columns)
+        return {
+            "positions": int(chosen.sum()),
+            "top1_agreement": agree.float().mean().item(),
+            "kl_mean_nats": nats.mean().item(),
+            "kl_p99_nats": nats.quantile(0.99).item(),
+            "max_logit_difference": difference.max().item(),
+        }
+
+    return {"answer": summary(adapter.answer), "all": summary(torch.ones_like(adapter.answer))}
+
+
+def check(agreement: dict[str, Any], minimum: float) -> None:
+    """The gate on what is shipped.
+
+    Args:
+        agreement: from `compare`.
+        minimum: export.min_top1_agreement.
+
+    Raises:
+        UserError: the merged model picks another answer token too often, or speaks no numbers at all.
+    """
+    found = agreement["answer"]
+    # a NaN anywhere makes the mean NaN, and NaN is not below any limit
+    if not found["kl_mean_nats"] < float("inf") or found["top1_agreement"] < minimum:
+        raise UserError(
+            f"the merged model picks the adapter's next token at {found['top1_agreement']:.4f} of {found['positions']} answer positions, "
+            f"export.min_top1_agreement asks for {minimum} (mean KL divergence {found['kl_mean_nats']:.4g} nats); set export.merge: false "
+            "to ship the adapter, or train on the base that is shipped: numerics.quantization: none"
+        )

@@ -1,0 +1,44 @@
+"""The three loads of export: base with adapter at the run's numerics, the merge onto the unquantised base, the merged folder.
+
+In: models/adapter and the base it names. Out: a folder that plain transformers loads.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.core.models import load_adapter, load_base, load_tokenizer
+from stages.core.params import Numerics
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def load_tuned(manifest: dict[str, Any], numerics: Numerics, device: str, adapter: Path) -> "torch.nn.Module":
+    """The tuned model as it was trained and is evaluated: the adapter over the base at the run's numerics."""
+    return load_adapter(load_base(manifest, numerics, device, len(load_tokenizer(adapter))), adapter)
+
+
+def merge_into(folder: Path, manifest: dict[str, Any], adapter: Path) -> None:
+    """Writes the merged model, bfloat16 safetensors with configuration and tokenizer; equal adapters give equal bytes.
+
+    The adapter is added to the weights as fetched: merging into NF4 weights would round the sum to 16 levels again. PEFT adds the
+    float32 product of the low-rank factors to the bfloat16 weight, so the sum is rounded once.
+
+    Args:
+        folder: where to write; made here.
+        manifest: of the base.
+        adapter: the adapter's folder, tokenizer included.
+    """
+    tokenizer = load_tokenizer(adapter)
+    unquantised = Numerics(quantization="none", compute_dtype="bfloat16")
+    model = load_adapter(load_base(manifest, unquantised, "cpu", len(tokenizer)), adapter).merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_merged(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+    """The merged folder as a user loads it: plain transformers, no PEFT, no quantisation."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, local_files_only=True).eval()
