@@ -1,4 +1,4 @@
-"""Files written whole or not at all, in canonical bytes, and their digests."""
+"""Files written whole or not at all, in canonical bytes, their digests, and the user-level cache they are shared in."""
 
 import hashlib
 import json
@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
+
+
+def cache_root() -> Path:
+    """The user-level cache: $LUTHIER_CACHE, else $XDG_CACHE_HOME/luthier, else ~/.cache/luthier."""
+    if root := os.environ.get("LUTHIER_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
 
 
 def sha256_file(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.files import sha256_file
+from stages.core.files import cache_root, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from stages.core.params import Numerics
-
-
-def cache_root() -> Path:
-    """The user-level cache: $LUTHIER_CACHE, else $XDG_CACHE_HOME/luthier, else ~/.cache/luthier."""
-    if root := os.environ.get("LUTHIER_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
 
 
 def read_manifest(path: Path = paths.BASE) -> dict[str, Any]:
