@@ -14,7 +14,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "installing the pinned packages into $(VENV); this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
-	python -m pip install --quiet "torch==$$(sed -n 's/^torch: //p' versions.yaml)"
+	python -m pip install --quiet "torch==$$(sed -n 's/^torch: "\(.*\)"/\1/p' versions.yaml)"
 	python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -16,5 +16,5 @@ train = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependen
 pins["torch"] = next(r.split("==")[1] for r in train if r.startswith("torch=="))
 with open("versions.yaml", "w") as out:
     out.write("# Written by `make lock` from requirements.lock: the package versions that dvc.yaml names as params.\n")
-    out.writelines(f"{name}: {version}\n" for name, version in sorted(pins.items()))
+    out.writelines(f'{name}: "{version}"\n' for name, version in sorted(pins.items()))
 PY

@@ -4,7 +4,6 @@
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.core.errors import UserError
