@@ -117,6 +117,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocabulary: int | None = None) -> "PreTrainedModel":
     """The base model for causal language modelling, in evaluation mode, weights frozen.
 
+    On a CPU the NF4 weights are unpacked once, into layers of compute_dtype: the very values that bitsandbytes would unpack at each
+    forward pass, an order of magnitude faster. On processors with AVX512-BF16 it is also the only right way: there bitsandbytes 0.50.2
+    computes in bfloat16 in evaluation mode whatever dtype is asked for, and a layer that was once evaluated passes no gradient on.
+
     Args:
         manifest: as `read_manifest` gives it.
         numerics: quantization and compute_dtype of params.yaml.
@@ -128,6 +132,7 @@ def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocab
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    _silence()
     dtype = compute_dtype(numerics, device)
     quantization = None
     if numerics.quantization == "nf4":
@@ -143,12 +148,26 @@ def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocab
         local_files_only=True,
         use_safetensors=True,
     )
+    if quantization is not None and device == "cpu":
+        model = model.dequantize(dtype)
+        del model.is_loaded_in_4bit
     if vocabulary is not None and vocabulary > manifest["vocabulary"]:
         # the mean of the old rows, and not a random draw, so that every stage that loads the base resizes it alike
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
         _mean_rows(model, vocabulary - int(manifest["vocabulary"]))
     model.eval().requires_grad_(False)
     return model
+
+
+def _silence() -> None:
+    """Keeps the libraries' loading bars and remarks on kernels off the terminal; errors still show."""
+    import logging
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _mean_rows(model: "PreTrainedModel", added: int) -> None:
