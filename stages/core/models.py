@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from stages.core.params import Numerics
 
+NEW_TOKENS = "new_tokens.json"
+
 
 def read_manifest(path: Path = paths.BASE) -> dict[str, Any]:
     """The base's manifest as fetch_model wrote it.
@@ -28,17 +30,41 @@ def read_manifest(path: Path = paths.BASE) -> dict[str, Any]:
         path: models/base.json, or the copy beside an adapter.
 
     Returns:
-        `source` (package | hub | folder), `name`, `revision`, `license`, `location` (relative to the cache, or the folder's path),
+        `source` (package | hub | folder), `name`, `revision`, `license` (None where the base names none), `location` (see `located`),
         `parameters`, `vocabulary` (rows of the embedding), `architecture`, and `files`: a list of `path`, `bytes`, `sha256`.
     """
     manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return manifest
 
 
-def base_folder(manifest: dict[str, Any]) -> Path:
-    """The folder that holds the base's files, after checking that each is there with the size and the digest of the manifest.
+def located(source: str, location: str) -> Path:
+    """Where a base lies on this machine.
 
-    A digest is taken once per file and remembered in the cache by size and modification time in nanoseconds.
+    Args:
+        source: package, hub or folder.
+        location: relative to the user-level cache (package) or to the Hugging Face cache (hub), so that a manifest names no path of one
+            machine; of a folder the path as the user wrote it, relative to the repository, which queued experiments are not run in.
+
+    Returns:
+        The folder.
+    """
+    if source == "package":
+        return cache_root() / location
+    if source == "hub":
+        return hub_cache() / location
+    return Path(os.environ.get("DVC_ROOT", "."), Path(location).expanduser())
+
+
+def hub_cache() -> Path:
+    """The Hugging Face cache, shared with every other tool: $HF_HUB_CACHE, else $HF_HOME/hub, else huggingface/hub in the user's cache."""
+    if root := os.environ.get("HF_HUB_CACHE"):
+        return Path(root)
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(home, "hub").expanduser()
+
+
+def base_folder(manifest: dict[str, Any]) -> Path:
+    """The folder that holds the base's files, after checking that each is there with the digest of the manifest.
 
     Args:
         manifest: as `read_manifest` gives it.
@@ -49,31 +75,39 @@ def base_folder(manifest: dict[str, Any]) -> Path:
     Raises:
         UserError: a file is missing or is not the one the manifest names.
     """
-    location = Path(manifest["location"])
-    folder = location if manifest["source"] == "folder" else cache_root() / location
-    seen_path = cache_root() / "verified.json"
+    folder = located(manifest["source"], manifest["location"])
+    for file in manifest["files"]:
+        if not (folder / file["path"]).is_file():
+            raise UserError(f"{folder / file['path']} of the base model is missing; fetch it again: dvc repro -f -s fetch_model")
+    found = digests([folder / file["path"] for file in manifest["files"]])
+    for file, digest in zip(manifest["files"], found, strict=True):
+        if digest != file["sha256"]:
+            raise UserError(
+                f"{folder / file['path']} has sha256 {digest}, but models/base.json names {file['sha256']}: the base model has changed; "
+                f"put the file back, or run dvc repro -f fetch_model to fetch it again (of a folder: to take it as it is now)"
+            )
+    return folder
+
+
+def digests(files: list[Path]) -> list[str]:
+    """The sha256 of each file, taken once and remembered in the user-level cache by path, size and modification time in nanoseconds."""
+    memory = cache_root() / "verified.json"
     try:
-        seen: dict[str, str] = json.loads(seen_path.read_text(encoding="utf-8"))
+        seen: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         seen = {}
-    before = dict(seen)
-    for file in manifest["files"]:
-        path = folder / file["path"]
-        if not path.is_file():
-            raise UserError(f"{path} of the base model is missing from the cache; fetch it again: dvc repro -f -s fetch_model")
+    found: dict[str, list[Any]] = {}
+    for path in map(Path.resolve, files):
         stat = path.stat()
-        stamp = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        if stamp not in seen:
-            seen[stamp] = sha256_file(path)
-        if seen[stamp] != file["sha256"]:
-            found = f"{path} has sha256 {seen[stamp]}, models/base.json names {file['sha256']}"
-            raise UserError(f"{found}; remove the file and run: dvc repro -f -s fetch_model")
-    if seen != before:
-        seen_path.parent.mkdir(parents=True, exist_ok=True)
-        part = seen_path.with_name(f"verified.{os.getpid()}.part")
-        part.write_text(json.dumps(seen, indent=0, sort_keys=True), encoding="utf-8")
-        os.replace(part, seen_path)
-    return folder
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        known = seen.get(str(path), [])
+        found[str(path)] = known if known[:2] == stamp else [*stamp, sha256_file(path)]
+    if any(seen.get(path) != entry for path, entry in found.items()):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_name(f"verified.{os.getpid()}.part")
+        part.write_text(json.dumps({**seen, **found}, indent=0, sort_keys=True), encoding="utf-8")
+        os.replace(part, memory)
+    return [str(found[str(path)][2]) for path in map(Path.resolve, files)]
 
 
 def device_of(asked: str) -> str:
@@ -112,6 +146,14 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def new_token_ids(folder: Path) -> list[int]:
+    """The ids of tokenize.new_tokens, whose embedding rows are to be trained, as tokenize wrote them beside the tokenizer.
+
+    They are not the rows past the base's vocabulary: many a base has spare rows in its embedding, and new tokens take those first.
+    """
+    return sorted(json.loads((folder / NEW_TOKENS).read_text(encoding="utf-8")).values())
 
 
 def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocabulary: int | None = None) -> "PreTrainedModel":
@@ -175,13 +217,15 @@ def _mean_rows(model: "PreTrainedModel", added: int) -> None:
     import torch
 
     with torch.no_grad():
-        for layer in {id(e): e for e in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            weight = cast(torch.Tensor, layer.weight)
-            weight[-added:] = weight[:-added].float().mean(0).to(weight.dtype)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = cast(torch.Tensor, layer.weight)  # tied embeddings are one tensor, set twice to the same
+            # in double precision on the CPU, so that the order of the sum, which differs between devices, leaves no trace
+            weight[-added:] = weight[:-added].double().cpu().mean(0).to(weight)
 
 
 def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     """The base with an adapter of PEFT's format on it, in evaluation mode; the base object itself is changed."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
+    # PEFT would choose the fastest device it sees, also for a model that is on another
+    return PeftModel.from_pretrained(model, folder, is_trainable=False, torch_device=str(model.device)).eval()
