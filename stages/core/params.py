@@ -74,9 +74,27 @@ class Licences(Section):
         return self
 
 
+# the names that data.files.columns may give a user's column: those of stages/fetch_data/formats.py
+Column = Literal[
+    "chosen",
+    "completion",
+    "conversations",
+    "group",
+    "input",
+    "instruction",
+    "label",
+    "messages",
+    "output",
+    "prompt",
+    "rejected",
+    "system",
+    "text",
+]
+
+
 class Files(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled", "preference"]
-    columns: dict[str, str]
+    columns: dict[Column, Name]
 
 
 class Data(Section):
