@@ -11,6 +11,7 @@ help:  ## this list
 
 # --require-hashes covers every package but torch and what its build brings, which depend on the machine (CPU or CUDA).
 $(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@echo "installing the pinned packages into $(VENV); this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
@@ -23,6 +24,18 @@ setup: $(READY)  ## make .venv and install the pinned packages
 repro: $(READY)  ## run the pipeline: data and params.yaml to model card
 	@luthier fresh 2>/dev/null || dvc repro
 	@luthier verdict
+
+doctor: $(READY)  ## check the machine and the checkout
+	@luthier doctor
+
+verify: $(READY)  ## derive every hash again, from the commit up
+	@luthier verify
+
+release: $(READY)  ## register the adapter: make release VERSION=v1.0.0
+	@luthier release "$(VERSION)"
+
+clean-work: $(READY)  ## remove the work dirs of finished and long idle runs
+	@luthier clean-work
 
 lint: $(READY)  ## ruff and the docstring checker
 	ruff check .
@@ -45,4 +58,4 @@ lock: $(READY)  ## resolve pyproject.toml into requirements.lock and versions.ya
 	python -m pip install --quiet uv
 	sh scripts/lock.sh
 
-.PHONY: help setup repro lint types test test-all test-gpu lock
+.PHONY: help setup repro doctor verify release clean-work lint types test test-all test-gpu lock

@@ -12,6 +12,11 @@ COMMANDS = {
     "verdict": "the result in one line: accuracy against the base, forgetting, where card and report lie",
     "fresh": "whether every result stands for the data, code and parameters as they are now (exit code 1 if not)",
     "show": "rows as the model sees them: tokens, and which of them are learnt",
+    "lineage": "where a row, a model or a number comes from, and what became of it",
+    "verify": "derives every hash again, from the commit up (exit code 1 if one does not hold)",
+    "release": "registers the adapter of this commit as a version, by an annotated git tag",
+    "doctor": "whether this machine and this checkout are fit to run",
+    "clean-work": "removes the work dirs of finished and long abandoned runs",
 }
 
 
@@ -33,8 +38,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from stages.core.stage import guarded
 
-    module = importlib.import_module(_module(args.command))
-    sys.exit(guarded(f"luthier {args.command}", lambda: module.run(args), args.debug))
+    sys.exit(guarded(f"luthier {args.command}", lambda: _run(args), args.debug))
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Runs the chosen command; what DVC says is wrong is for the user to mend too."""
+    from stages.core.errors import UserError
+
+    try:
+        importlib.import_module(_module(args.command)).run(args)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] == "dvc":
+            raise UserError(str(error)) from error
+        raise
 
 
 def _module(command: str) -> str:

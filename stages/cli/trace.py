@@ -1,0 +1,135 @@
+"""What each stage did to one row, as a tree. In: the data stages' outs, kept and rejected, that lie on disk. Out: a tree of text."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.tree import Tree
+
+from stages.core import paths
+from stages.core.errors import UserError
+
+SHOWN_CHARACTERS = 240
+# stage, where the rows it kept lie by name, where the rejected ones lie
+STEPS: list[tuple[str, dict[str, Path], Path]] = [
+    ("fetch_data", {"kept": paths.RAW_ROWS}, paths.RAW_REJECTED),
+    ("clean", {"kept": paths.CLEAN_ROWS}, paths.CLEAN_REJECTED),
+    ("dedupe", {"kept": paths.DEDUPE_ROWS}, paths.DEDUPE_REJECTED),
+    ("label_check", {"kept": paths.LABEL_ROWS}, paths.LABEL_REJECTED),
+    (
+        "split",
+        {"train side": paths.SPLIT_TRAIN, "validation side": paths.SPLIT_VALIDATION, "test side": paths.SPLIT_TEST},
+        paths.SPLIT_REJECTED,
+    ),
+    ("tokenize", {"train": paths.TOKENIZED_TRAIN, "validation": paths.TOKENIZED_VALIDATION}, paths.TOKENIZED_REJECTED),
+]
+
+
+def row_tree(prefix: str) -> Tree:
+    """The row's source and what each stage made of it.
+
+    Args:
+        prefix: the row's id, or enough of its first digits to be the only one.
+
+    Returns:
+        The tree.
+
+    Raises:
+        UserError: no row or several have that id.
+    """
+    found = [*_rows(paths.RAW_ROWS, prefix), *_rows(paths.RAW_REJECTED, prefix)]
+    found = [row for row in found if row["id"] == prefix] or found
+    if not found:
+        missing = "" if paths.RAW_ROWS.is_file() else f"; {paths.RAW_ROWS} is missing, bring it back: dvc checkout or make repro"
+        raise UserError(f"no row has an id that begins with {prefix}{missing}")
+    if len(found) > 1:
+        several = ", ".join(sorted(row["id"] for row in found)[:10])
+        raise UserError(f"{len(found)} rows have ids that begin with {prefix}: {several}; give more digits")
+    row = found[0]
+    facts = "".join(f", {name} {row[name]}" for name in ("label", "group") if row[name] is not None)
+    tree = Tree(f"{row['id']}: {row['source']} {row['origin']}{facts}")
+    tree.add(_said(row))
+    before = row
+    for stage, kept, rejected in STEPS:
+        after = _step(tree, stage, kept, rejected, before)
+        if after is None:
+            return tree
+        before = after if stage != "tokenize" else before
+        if stage == "label_check":
+            _review(tree, row["id"])
+        if stage == "split" and _rows(paths.SPLIT_TEST, row["id"], exact=True):
+            _scores(tree, row["id"])
+            return tree
+    return tree
+
+
+def _step(tree: Tree, stage: str, kept: dict[str, Path], rejected: Path, before: dict[str, Any]) -> dict[str, Any] | None:
+    """Adds what a stage did to the row; gives the row as it left the stage, or None where its way ends."""
+    for name, path in kept.items():
+        for after in _rows(path, before["id"], exact=True):
+            changed = "messages" in after and _texts(after) != _texts(before)
+            node = tree.add(f"{stage}: {name}{', text changed' if changed else ''}{_extras(stage, after)}")
+            if changed:
+                node.add(_said(after))
+            return after
+    for record in _rows(rejected, before["id"], exact=True):
+        tree.add(f"{stage}: rejected by {record['rule']}, {json.loads(record['evidence'])}")
+        return None
+    here = all(path.is_file() for path in kept.values())
+    tree.add(f"{stage}: {'not among its rows' if here else 'not run yet, or its outs are not on disk (dvc checkout)'}")
+    return None
+
+
+def _extras(stage: str, row: dict[str, Any]) -> str:
+    """What a stage added to a row: its cluster and the cluster's size, or its numbers of tokens."""
+    if stage == "dedupe":
+        clusters = pq.read_table(paths.DEDUPE_ROWS, columns=["cluster"]).column("cluster")
+        size = pc.sum(pc.equal(clusters, row["cluster"])).as_py()
+        return f", cluster {row['cluster']} of {size} row{'s' * (size != 1)}"
+    if stage == "tokenize":
+        trained = sum(label != -100 for label in row["labels"])
+        return f", {len(row['input_ids'])} tokens, {trained} of them trained"
+    return ""
+
+
+def _review(tree: Tree, row_id: str) -> None:
+    """Adds label_check's suspicion and people's decision, where there are any."""
+    for suspect in _rows(paths.LABEL_SUSPECTS, row_id, exact=True):
+        facts = {key: value for key, value in suspect.items() if key not in {"id", "messages", "text"} and value is not None}
+        tree.add(f"label_check: suspect, {facts}")
+    if paths.DECISIONS.is_file():
+        with paths.DECISIONS.open(encoding="utf-8", newline="") as file:
+            for decision in csv.DictReader(file):
+                if decision["id"] == row_id:
+                    tree.add(f"{paths.DECISIONS}: {decision['action']} by {decision['who']}, because {decision['why']}")
+
+
+def _scores(tree: Tree, row_id: str) -> None:
+    """Adds how base and tuned answered a test row."""
+    for variant, path in paths.EVALUATION.items():
+        if path.is_file():
+            for item in pq.read_table(path, filters=pc.field("item_id") == row_id).to_pylist():
+                said = f", answered {item['answer']!r}" if item["answer"] is not None else ""
+                tree.add(f"evaluate@{variant}: {item['task']} {item['prompt']}, score {item['score']:g}{said}, target {item['target']!r}")
+
+
+def _rows(path: Path, start: str, exact: bool = False) -> list[dict[str, Any]]:
+    """The rows of a table whose id is `start`, or begins with it; none where the table is missing."""
+    if not path.is_file():
+        return []
+    wanted = pc.field("id") == start if exact else pc.starts_with(pc.field("id"), start)
+    found: list[dict[str, Any]] = pq.read_table(path, filters=wanted).to_pylist()
+    return found
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    return [message["content"] for key in ("messages", "chosen", "rejected") for message in row[key] or []]
+
+
+def _said(row: dict[str, Any]) -> str:
+    """The beginning of what a row says, on one line."""
+    text = " | ".join(" ".join(content.split()) for content in _texts(row))
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

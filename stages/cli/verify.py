@@ -1,0 +1,198 @@
+"""`luthier verify [REV]`: derives every hash again, from the commit up.
+
+In: a commit, its dvc.lock and its outs. Out: a line for each thing that does not hold, and exit code 1 if there is one. Nothing remembered
+is trusted, neither DVC's table of hashes nor the cache's list of checked weights: every byte is read again.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import sha256_file
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+LOCK = Path("dvc.lock")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds REV."""
+    parser.add_argument("rev", nargs="?", metavar="REV", help="a commit or tag, checked in a folder of its own; without it, this checkout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints each thing that does not hold.
+
+    Args:
+        args: `rev`.
+
+    Raises:
+        UserError: something does not hold.
+    """
+    with checkout(args.rev) as commit:
+        problems, held = problems_of(complete=args.rev is None)
+    for problem in problems:
+        print(f"does not hold: {problem}")
+    if problems:
+        raise UserError(f"{len(problems)} of {held + len(problems)} checks on {commit} do not hold; what they name is not what was made")
+    print(f"verified {commit}: {held} checks hold")
+
+
+@contextlib.contextmanager
+def checkout(rev: str | None) -> Iterator[str]:
+    """Enters the tree to verify: this checkout, or a temporary worktree of `rev` with its outs from this repository's cache.
+
+    Args:
+        rev: a commit or tag, or None for this checkout.
+
+    Yields:
+        The commit, 40 hex digits.
+
+    Raises:
+        UserError: there is no such commit, or its outs are not in the cache.
+    """
+    asked = rev or "HEAD"
+    found = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise UserError(f"{asked} is no commit of this repository; `git log` and `git tag` list them")
+    commit = found.stdout.strip()
+    if rev is None:
+        yield commit
+        return
+    cache = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], check=True)
+        try:
+            (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+            restored = subprocess.run(["dvc", "checkout", "--quiet"], cwd=tree, capture_output=True, text=True, check=False)
+            if restored.returncode:
+                raise UserError(f"not every out of {asked} is in the cache: {restored.stderr.strip().splitlines()[-1]}; get them: dvc pull")
+            with contextlib.chdir(tree):
+                yield commit
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], check=True)
+
+
+def problems_of(complete: bool) -> tuple[list[str], int]:
+    """Checks the current folder.
+
+    Args:
+        complete: whether inputs that git does not keep, such as data/sources, must be here too.
+
+    Returns:
+        What does not hold, a sentence each, and how many checks did.
+    """
+    from dvc.repo import Repo
+
+    if not LOCK.is_file():
+        return [f"{LOCK} is missing: nothing was made yet, run: make repro"], 0
+    with Repo() as repo:
+        checks = [*_git_checks(), *_pipeline_checks(repo, complete), *_base_checks(), *_package_checks(), *_provenance_checks()]
+    return [check for check in checks if check], checks.count("")
+
+
+def _git_checks() -> Iterator[str]:
+    """The tree is the commit's: a problem for each file that differs."""
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.splitlines()
+    yield from (f"{line[3:]} differs from the commit or is not in it" for line in status)
+    if not status:
+        yield ""
+
+
+def _pipeline_checks(repo: "Repo", complete: bool) -> Iterator[str]:
+    """dvc.yaml, params and bytes on disk are those that dvc.lock names; a problem or "" for each."""
+    from dvc.dependency.param import ParamsDependency
+    from ruamel.yaml import YAML
+
+    locked: dict[str, Any] = YAML(typ="safe", pure=True).load(LOCK.read_text(encoding="utf-8"))["stages"]
+    stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in locked or not stage.is_data_source}
+    hashes: dict[str, dict[str, Any]] = {}
+    yield from (f"{name} stands in dvc.lock and not in dvc.yaml" for name in locked.keys() - stages.keys())
+    for name, stage in stages.items():
+        entry = locked.get(name)
+        if entry is None:
+            yield f"{name} stands in dvc.yaml and not in dvc.lock"
+            continue
+        yield "" if entry["cmd"] == stage.cmd else f"{name}: dvc.yaml runs `{stage.cmd}`, dvc.lock `{entry['cmd']}`"
+        params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+        named = {"deps": [dep for dep in stage.deps if dep not in params], "outs": stage.outs}
+        for kind, items in named.items():
+            recorded = {item["path"]: item for item in entry.get(kind, [])}
+            declared = {item.def_path: item for item in items}
+            yield from (f"{name}: {path} is one of the {kind} in dvc.lock only" for path in recorded.keys() - declared.keys())
+            for path in declared:
+                if path not in recorded:
+                    yield f"{name}: {path} is one of the {kind} in dvc.yaml only"
+                elif complete or Path(path).exists():
+                    hashes[path] = hashes.get(path) or _hash(repo, path)
+                    yield _compare(f"{name}: {path}", recorded[path], hashes[path])
+        for dep in params:
+            recorded = entry.get("params", {}).get(dep.def_path, {})
+            values = dep.read_params(flatten=False)
+            for key in sorted(set(dep.params) | set(recorded)):
+                same = key in values and key in recorded and values[key] == recorded[key]
+                yield "" if same else f"{name}: {key} of {dep.def_path} is {values.get(key)}, dvc.lock has {recorded.get(key)}"
+
+
+def _hash(repo: "Repo", path: str) -> dict[str, Any]:
+    """A file's or folder's digest, size and number of files as dvc.lock spells them, from the bytes; {} where it is missing."""
+    from dvc_data.hashfile.build import build
+    from dvc_data.hashfile.db import get_odb
+    from dvc_objects.fs.local import LocalFileSystem
+
+    if not Path(path).exists():
+        return {}
+    files = LocalFileSystem()
+    # an object store of its own has no table of remembered hashes
+    store = get_odb(files, str(Path(tempfile.gettempdir()) / "unused"))
+    _, meta, found = build(store, str(Path(path).resolve()), files, "md5", dry_run=True, ignore=repo.dvcignore)
+    return {"md5": found.hash_info.value, **{key: value for key, value in meta.to_dict().items() if key in ("size", "nfiles")}}
+
+
+def _compare(what: str, recorded: dict[str, Any], found: dict[str, Any]) -> str:
+    """ "" if digest, size and number of files are the recorded ones, else what differs."""
+    if not found:
+        return f"{what} is missing"
+    differing = [f"{key} {found[key]}, dvc.lock has {recorded.get(key)}" for key in found if found[key] != recorded.get(key)]
+    return f"{what} has {'; '.join(differing)}" if differing else ""
+
+
+def _base_checks() -> Iterator[str]:
+    """The base's weights, which no DVC cache holds, are those of the manifest."""
+    from stages.core.models import located, read_manifest
+
+    if not paths.BASE.is_file():
+        return
+    manifest = read_manifest()
+    for file in manifest["files"]:
+        path = located(manifest["source"], manifest["location"]) / file["path"]
+        found = sha256_file(path) if path.is_file() else "missing"
+        yield "" if found == file["sha256"] else f"{file['path']} of the base is {found}, {paths.BASE} has {file['sha256']}"
+
+
+def _package_checks() -> Iterator[str]:
+    """The installed packages are the pinned ones."""
+    from stages.cli.doctor import package_differences
+
+    differences = package_differences()
+    yield from differences
+    if not differences:
+        yield ""
+
+
+def _provenance_checks() -> Iterator[str]:
+    """What the card's provenance says of digests is what lies here."""
+    if not paths.PROVENANCE.is_file():
+        return
+    for path, digest in json.loads(paths.PROVENANCE.read_text(encoding="utf-8"))["files"].items():
+        found = sha256_file(Path(path)) if Path(path).is_file() else "missing"
+        yield "" if found == digest else f"{path} is {found}, {paths.PROVENANCE} has {digest}"
