@@ -11,6 +11,7 @@ LOCK = Path("requirements.lock")
 PIPELINE = Path("dvc.yaml")
 SOURCES = Path("data/sources")
 DECISIONS = Path("data/decisions.csv")
+TEMPLATES = Path("templates")  # chat templates that tokenize.chat_template may name
 
 BASE = Path("models/base.json")
 ADAPTER = Path("models/adapter")
