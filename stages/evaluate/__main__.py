@@ -1,0 +1,211 @@
+"""Asks the base or the tuned model every test row and every item of the general suite, and keeps each item's score.
+
+In: the model, test rows, examples, general suite. Out: data/evaluation/VARIANT.parquet, one row an item and prompt, its settings in the
+schema's metadata, and reports/evaluate_VARIANT.json. Finished tasks stay in the work dir, so a killed evaluation goes on with the next.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import outputs, rounded, sha256_tree, write_report
+from stages.core.models import base_folder, compute_dtype, device_of, load_adapter, load_base, load_tokenizer, read_manifest
+from stages.core.params import Params
+from stages.core.provenance import versions
+from stages.core.records import read_rows, write_table
+from stages.core.runs import held_run
+from stages.core.stage import run_stage
+from stages.evaluate.domain import domain_tasks
+from stages.evaluate.tasks import GENERAL, Task, general_task, settings_digest, write_task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),  # 1 right, 0 wrong; of bits_per_byte the bits
+        pa.field("answer", pa.string()),
+        pa.field("target", pa.string(), nullable=False),
+    ]
+)
+SAMPLES = 5
+PACKAGES = ["bitsandbytes", "datasets", "lm-eval", "peft", "torch", "transformers"]
+
+
+def main(variant: str, params: Params) -> None:
+    """Evaluates one of the two models; `variant` is base or tuned."""
+    manifest = read_manifest(paths.BASE if variant == "base" else paths.ADAPTER / "base.json")
+    test = read_rows(paths.SPLIT_TEST)
+    if not test:
+        raise UserError(f"{paths.SPLIT_TEST} has no rows to evaluate on; raise split.test or add data")
+    with held_run(f"evaluate@{variant}") as run:
+        tokenizer = load_tokenizer(paths.TOKENIZER)
+        tasks = domain_tasks(variant, test, read_rows(paths.SPLIT_TRAIN), params, tokenizer, longest_input(manifest, tokenizer))
+        tasks += [task for name in GENERAL if (task := general_task(name, paths.GENERAL / f"{name}.jsonl"))]
+        device = device_of(params.runtime.device)
+        model: PreTrainedModel | PeftModel | None = None
+        results: dict[str, dict[str, Any]] = {}
+        for task in tasks:
+            done = run.folder / "done" / f"{task.key}.json"
+            if not done.is_file():
+                model = model or load(variant, manifest, params, device, len(tokenizer))
+                finished = asked(task, model, tokenizer, params.evaluate.batch_size, f"evaluate@{variant}", run.folder / "tasks")
+                keep(done, finished)
+            results[task.key] = json.loads(done.read_text(encoding="utf-8"))
+        settings = {
+            "seed": params.seed,
+            "device": device,
+            "quantization": params.numerics.quantization,
+            "compute_dtype": str(compute_dtype(params.numerics, device)).removeprefix("torch."),
+            "batch_size": params.evaluate.batch_size,
+            "base": {file["path"]: file["sha256"] for file in manifest["files"]},
+            "tokenizer": sha256_tree(paths.TOKENIZER),
+            "versions": versions(PACKAGES),
+            "tasks": {t.key: {"metric": t.metric, "higher_is_better": t.higher_is_better, "sha256": t.digest} for t in tasks},
+        }
+        items = [
+            {"task": task.name, "prompt": task.prompt, **item}
+            for task in tasks
+            for item in sorted(results[task.key]["items"], key=lambda item: item["item_id"])
+        ]
+        run.check_unmoved()
+        with outputs() as place:
+            metadata = {"settings": json.dumps(settings, sort_keys=True)}
+            table = pa.Table.from_pylist(items, schema=SCHEMA.with_metadata(metadata))
+            write_table(
+                place(paths.EVALUATION[variant]), table.sort_by([("task", "ascending"), ("prompt", "ascending"), ("item_id", "ascending")])
+            )
+            write_report(place(paths.EVALUATE_REPORT[variant]), {}, details(tasks, results, settings))
+
+
+def longest_input(manifest: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens the model can read, as lm-eval finds it in its configuration."""
+    from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
+    from transformers import AutoConfig
+
+    return int(resolve_max_length(AutoConfig.from_pretrained(base_folder(manifest)), tokenizer, default=DEFAULT_MAX_LENGTH))
+
+
+def load(variant: str, manifest: dict[str, Any], params: Params, device: str, vocabulary: int) -> "PreTrainedModel | PeftModel":
+    """The model to judge, at the run's numerics."""
+    import torch
+
+    torch.manual_seed(params.seed)
+    model = load_base(manifest, params.numerics, device, vocabulary)
+    return load_adapter(model, paths.ADAPTER) if variant == "tuned" else model
+
+
+def asked(
+    task: Task, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, stage: str, folder: Path
+) -> dict[str, Any]:
+    """Runs one task through lm-eval.
+
+    Args:
+        task: what to ask.
+        model: whom to ask.
+        tokenizer: of this run.
+        batch_size: rows for one forward pass, at most.
+        stage: the name shown with the progress.
+        folder: for the task's files.
+
+    Returns:
+        `items`: item_id, score, answer, target each; `means`: every metric of the task.
+    """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from stages.evaluate.engine import Engine
+
+    start = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_task(task, folder)
+    engine = Engine(model, tokenizer, batch_size, f"{stage} {task.key}", rendered=task.name == "domain")
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's and datasets' own bars
+        chosen = TaskManager(include_path=str(folder), include_defaults=False).load([task.key])
+        found = lm_eval.evaluate(engine, chosen, bootstrap_iters=0, log_samples=True)
+    assert found is not None
+    items = [item(task, sample) for sample in found["samples"][task.key]]
+    means = {
+        name.removesuffix(",none"): value
+        for name, value in found["results"][task.key].items()
+        if isinstance(value, float) and "stderr" not in name
+    }
+    if task.metric == "bits_per_byte":
+        means = {"bits_per_byte": sum(one["score"] for one in items) / len(items)}
+    sys.stderr.write(f"{stage}: {task.key}, {len(items)} items in {time.monotonic() - start:.0f} s\n")
+    return {"items": items, "means": means}
+
+
+def item(task: Task, sample: dict[str, Any]) -> dict[str, Any]:
+    """One of lm-eval's samples as a row of the outcome."""
+    document, responses = sample["doc"], [response[0] for response in sample["resps"]]
+    answer: str | None = None
+    if task.metric == "bits_per_byte":
+        target = document["target"]
+        score = -responses[0][0] / math.log(2) / len(target.encode())
+    else:
+        score = float(sample[task.metric])
+        if task.metric == "acc_norm":
+            choices = document["choices"]
+            target = choices[document["gold"]]
+            answer = max(zip(choices, responses, strict=True), key=lambda pair: pair[1][0] / len(pair[0]))[0]
+        else:
+            target = document["target"].strip()
+            answer = responses[0] if task.metric == "exact_match" else None
+    return {"item_id": document["id"], "score": rounded(score), "answer": answer, "target": target}
+
+
+def keep(path: Path, finished: dict[str, Any]) -> None:
+    """Writes a finished task's results whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(finished, ensure_ascii=False), encoding="utf-8")
+    os.replace(part, path)
+
+
+def details(tasks: list[Task], results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """The report: every task's means, the domain's accuracy by label, a few items of each way of asking about the domain."""
+    by_label: dict[str, dict[str, dict[str, float]]] = {}
+    samples = []
+    for task in (task for task in tasks if task.name == "domain"):
+        items, documents = results[task.key]["items"], {document["id"]: document for document in task.documents}
+        if task.metric == "exact_match":
+            targets = sorted({one["target"] for one in items})
+            groups = {target: [one["score"] for one in items if one["target"] == target] for target in targets}
+            by_label[task.prompt] = {
+                target: {"items": len(scores), "accuracy": sum(scores) / len(scores)} for target, scores in groups.items()
+            }
+        for one in sorted(items, key=lambda one: one["item_id"])[:SAMPLES]:
+            samples.append({**one, "prompt": task.prompt, "end_of_prompt": documents[one["item_id"]]["prompt"][-300:]})
+    return {
+        "tasks": [
+            {"task": task.name, "prompt": task.prompt, "metric": task.metric, "items": len(task.documents), **results[task.key]["means"]}
+            for task in tasks
+        ],
+        "accuracy_by_label": by_label,
+        "samples": samples,
+        "settings": settings,
+        "settings_sha256": settings_digest(settings),
+    }
+
+
+if __name__ == "__main__":
+    chosen, *rest = sys.argv[1:] or [""]
+    if chosen not in paths.EVALUATION:
+        sys.exit(f"usage: python -m stages.evaluate {{{','.join(paths.EVALUATION)}}} [--debug]")
+    run_stage(f"evaluate@{chosen}", partial(main, chosen), rest)

@@ -1,0 +1,119 @@
+"""The domain's test rows as tasks: the training prompt for every model, and for the base the label list and examples as well.
+
+In: test and training rows. Out: tasks. The base has not seen the labels, so it is asked in three ways and judged by its best.
+"""
+
+import random
+import re
+from typing import TYPE_CHECKING
+
+from stages.core.errors import UserError
+from stages.core.params import Params
+from stages.core.prompts import ask, render_prompt
+from stages.core.records import Message, Row
+from stages.evaluate.tasks import UNREAD, Task, label_task, loss_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def domain_tasks(
+    variant: str, test: list[Row], train: list[Row], params: Params, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Task]:
+    """What a model is asked about the test rows.
+
+    Args:
+        variant: base or tuned.
+        test: the rows asked about.
+        train: the rows examples come from.
+        params: seed, prompt and evaluate are read.
+        tokenizer: with this run's chat template.
+        max_length: tokens the model can read.
+
+    Returns:
+        The `plain` task, of labelled rows and for the base followed by `label_list` and, unless evaluate.few_shot is 0, `few_shot`.
+    """
+    system, template, settings = params.prompt.system, params.prompt.template, params.evaluate
+    if any(row.label is None for row in test):
+        return [loss_task(test, system, template, tokenizer)]
+    labels = sorted({row.answer for row in [*test, *train]})
+    check_labels(labels, settings.max_new_tokens, tokenizer)
+
+    def task(prompt: str, questions: dict[str, list[Message]]) -> Task:
+        rendered = {key: render_prompt(tokenizer, messages) for key, messages in questions.items()}
+        return label_task(prompt, rendered, test, settings.max_new_tokens)
+
+    tasks = [task("plain", {row.id: ask(row.text, system, template) for row in test})]
+    if variant == "tuned":
+        return tasks
+    listed = {row.id: ask(row.text, system, settings.base_prompt, labels) for row in test}
+    tasks.append(task("label_list", listed))
+    examples = few_shot_examples(train, settings.few_shot, params.seed)
+    room = max_length - settings.max_new_tokens
+    longest = max(listed.values(), key=lambda messages: len(messages[-1]["content"]))
+
+    def shots(messages: list[Message]) -> list[Message]:
+        turns: list[Message] = messages[:-1]
+        for row in examples:
+            turns += [ask(row.text, None, settings.base_prompt, labels)[0], {"role": "assistant", "content": row.answer}]
+        return [*turns, messages[-1]]
+
+    while examples and len(tokenizer(render_prompt(tokenizer, shots(longest)), add_special_tokens=False)["input_ids"]) > room:
+        examples.pop()
+    if examples:
+        tasks.append(task("few_shot", {key: shots(messages) for key, messages in listed.items()}))
+    return tasks
+
+
+def few_shot_examples(rows: list[Row], count: int, seed: int) -> list[Row]:
+    """A seeded choice of short examples, the labels in turn, the most frequent first, then shuffled so that their order tells nothing.
+
+    Args:
+        rows: labelled training rows.
+        count: how many are wanted.
+        seed: of the choice.
+
+    Returns:
+        At most `count` rows, from the shorter half of each label's.
+    """
+    rng = random.Random(f"few-shot {seed}")
+    by_label: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (len(row.text), row.id)):
+        by_label.setdefault(row.answer, []).append(row)
+    piles = []
+    for _, pile in sorted(by_label.items(), key=lambda item: (-len(item[1]), item[0])):
+        half = pile[: (len(pile) + 1) // 2]
+        rng.shuffle(half)
+        piles.append(half)
+    deepest = max(map(len, piles), default=0)
+    chosen = [pile[depth] for depth in range(deepest) for pile in piles if depth < len(pile)][:count]
+    rng.shuffle(chosen)
+    return chosen
+
+
+def check_labels(labels: list[str], max_new_tokens: int, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuses labels that no answer could match, or that one answer would match twice.
+
+    Args:
+        labels: all labels.
+        max_new_tokens: of an answer.
+        tokenizer: that counts them.
+
+    Raises:
+        UserError: names the labels at fault.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        read = label
+        for unread in UNREAD:
+            read = re.sub(unread, "", read)
+        other = seen.setdefault(read.lower(), label)
+        if other != label:
+            raise UserError(
+                f"the labels {other!r} and {label!r} differ only in case, quotes or later lines, which scoring ignores; rename one"
+            )
+        tokens = len(tokenizer(label, add_special_tokens=False)["input_ids"])
+        if tokens > max_new_tokens:
+            raise UserError(
+                f"the label {label!r} has {tokens} tokens, but evaluate.max_new_tokens is {max_new_tokens}; raise it to {tokens} or more"
+            )
