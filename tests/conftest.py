@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny
+
+settings.register_profile("luthier", deadline=None)  # a shared machine may pause for seconds
+settings.load_profile("luthier")
 
 
 @pytest.fixture(scope="session")

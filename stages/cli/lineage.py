@@ -36,9 +36,6 @@ def run(args: argparse.Namespace) -> None:
 
     Args:
         args: `what`.
-
-    Raises:
-        UserError: there is nothing of that name, or a prefix fits several rows.
     """
     path, _, key = args.what.partition(":")
     if ROW_ID.fullmatch(args.what) and not Path(args.what).exists():

@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.cli import history
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import sha256_file
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
-
-LOCK = Path("dvc.lock")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,13 +56,9 @@ def checkout(rev: str | None) -> Iterator[str]:
         The commit, 40 hex digits.
 
     Raises:
-        UserError: there is no such commit, or its outs are not in the cache.
+        UserError: the commit's outs are not in the cache.
     """
-    asked = rev or "HEAD"
-    found = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}"], capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise UserError(f"{asked} is no commit of this repository; `git log` and `git tag` list them")
-    commit = found.stdout.strip()
+    commit = history.commit_of(rev or "HEAD")
     if rev is None:
         yield commit
         return
@@ -75,7 +70,7 @@ def checkout(rev: str | None) -> Iterator[str]:
             (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
             restored = subprocess.run(["dvc", "checkout", "--quiet"], cwd=tree, capture_output=True, text=True, check=False)
             if restored.returncode:
-                raise UserError(f"not every out of {asked} is in the cache: {restored.stderr.strip().splitlines()[-1]}; get them: dvc pull")
+                raise UserError(f"not every out of {rev} is in the cache: {restored.stderr.strip().splitlines()[-1]}; get them: dvc pull")
             with contextlib.chdir(tree):
                 yield commit
         finally:
@@ -93,8 +88,8 @@ def problems_of(complete: bool) -> tuple[list[str], int]:
     """
     from dvc.repo import Repo
 
-    if not LOCK.is_file():
-        return [f"{LOCK} is missing: nothing was made yet, run: make repro"], 0
+    if not history.LOCK.is_file():
+        return [f"{history.LOCK} is missing: nothing was made yet, run: make repro"], 0
     with Repo() as repo:
         checks = [*_git_checks(), *_pipeline_checks(repo, complete), *_base_checks(), *_package_checks(), *_provenance_checks()]
     return [check for check in checks if check], checks.count("")
@@ -111,9 +106,8 @@ def _git_checks() -> Iterator[str]:
 def _pipeline_checks(repo: "Repo", complete: bool) -> Iterator[str]:
     """dvc.yaml, params and bytes on disk are those that dvc.lock names; a problem or "" for each."""
     from dvc.dependency.param import ParamsDependency
-    from ruamel.yaml import YAML
 
-    locked: dict[str, Any] = YAML(typ="safe", pure=True).load(LOCK.read_text(encoding="utf-8"))["stages"]
+    locked = history.read_lock(None).stages
     stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in locked or not stage.is_data_source}
     hashes: dict[str, dict[str, Any]] = {}
     yield from (f"{name} stands in dvc.lock and not in dvc.yaml" for name in locked.keys() - stages.keys())

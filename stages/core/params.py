@@ -23,7 +23,7 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 class Section(BaseModel):
     """A block of params.yaml."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PackageModel(Section):
@@ -302,6 +302,11 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the repository's root") from None
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {number} holds the byte 0x{error.object[error.start]:02x}, which is no UTF-8; save the file as UTF-8"
+        ) from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -332,10 +337,11 @@ def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ").replace("String should", "a text that should")
     if isinstance(found, str) and kind in ("float_type", "int_type"):
         try:
-            remedy = f"; write it without quotes and with a dot: {float(found)!r}" if kind == "float_type" else "; write it without quotes"
+            number = float(found)
+            remedy = f"; write it without quotes and with a dot: {number!r}" if kind == "float_type" else "; write it without quotes"
         except ValueError:
             remedy = "; write a number"
-        return f"{key} is the text '{found}', expected {expected}{remedy}"
+        return f"{key} is the text {found!r}, expected {expected}{remedy}"
     return f"{key} is {found!r}, expected {expected}"
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.core.errors import UserError
+
 ROLES = ("system", "user", "assistant", "tool")
 ROW_GROUP_ROWS = 20_000
 
@@ -126,13 +128,20 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 def read_rows(path: Path) -> list[Row]:
     """Reads what `write_rows` wrote."""
-    return [_row(record) for record in pq.read_table(path, schema=SCHEMA).to_pylist()]
+    return [_row(record) for record in _records(path, SCHEMA)]
 
 
 def read_rejected(path: Path) -> list[Rejected]:
     """Reads what `write_rejected` wrote."""
-    records = pq.read_table(path, schema=REJECTED_SCHEMA).to_pylist()
-    return [Rejected(_row(record), record["rule"], json.loads(record["evidence"])) for record in records]
+    return [Rejected(_row(record), record["rule"], json.loads(record["evidence"])) for record in _records(path, REJECTED_SCHEMA)]
+
+
+def _records(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    try:
+        records: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is no table of rows ({error}); remove it and run: dvc repro") from None
+    return records
 
 
 def _row(record: dict[str, Any]) -> Row:

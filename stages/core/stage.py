@@ -63,6 +63,8 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(os.getcwd()).free / 2**30
         return f"the disk is full while writing {error.filename or 'an output'} ({free:.1f} GiB free here); free some space and run again"
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename or error} is missing; if a stage makes it, run: dvc repro, else put it there"
     if isinstance(error, PermissionError):
         return f"{error.filename} cannot be read or written: permission denied; mend its permissions and run again"
     if isinstance(error, MemoryError):
