@@ -1,5 +1,6 @@
 """Files written whole or not at all, in canonical bytes, their digests, and the user-level cache they are shared in."""
 
+import errno
 import hashlib
 import json
 import math
@@ -112,6 +113,10 @@ def outputs() -> Iterator[Callable[[Path], Path]]:
             if path.is_dir():
                 remove(path)
             os.replace(part, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None and parts:
+            error.filename = str(list(parts)[-1])  # pyarrow does not say which file it was writing
+        raise
     finally:
         for part in parts.values():
             remove(part)

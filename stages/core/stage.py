@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from stages.core.errors import UserError
 from stages.core.params import Params, load_params
@@ -61,12 +62,16 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(os.getcwd()).free / 2**30
-        return f"the disk is full while writing {error.filename or 'an output'} ({free:.1f} GiB free here); free some space and run again"
+        folder = next(path for path in Path(error.filename or os.getcwd()).absolute().parents if path.is_dir())
+        free = shutil.disk_usage(folder).free / 2**20
+        return (
+            f"the disk is full: {error.filename or 'an output'} could not be written ({free:.0f} MiB free there); free some and run again"
+        )
     if isinstance(error, FileNotFoundError):
         return f"{error.filename or error} is missing; if a stage makes it, run: dvc repro, else put it there"
     if isinstance(error, PermissionError):
-        return f"{error.filename} cannot be read or written: permission denied; mend its permissions and run again"
+        what = f"{error.filename} cannot be read or written: permission denied" if error.filename else str(error)
+        return f"{what}; mend its permissions and run again"
     if isinstance(error, MemoryError):
         return "the machine's memory is exhausted; lower data.max_rows or close other programs and run again"
     if type(error).__name__ == "OutOfMemoryError":
