@@ -1,6 +1,6 @@
-"""`luthier show`: tokenised rows as the model sees them. In: data/tokenized. Out: text; learnt tokens stand out, special tokens are visible.
+"""`luthier show`: tokenised rows as the model sees them, what is learnt and special tokens visible. In: data/tokenized. Out: text.
 
-Without colour (a pipe, NO_COLOR) what is learnt stands in brackets: [Permissive<|im_end|>]. Only the `tokenizers` library is loaded, no torch.
+Without colour (a pipe, NO_COLOR) what is learnt stands in brackets: [Permissive<|im_end|>]. Of the model libraries only `tokenizers` is loaded.
 """
 
 import argparse
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.text import Text
     from tokenizers import Tokenizer
 
+    if args.rows < 1:
+        raise UserError(f"--rows is {args.rows}, expected 1 or more")
     rows = _rows(args.side, args.id, args.rows)
     tokenizer = Tokenizer.from_file(str(paths.TOKENIZER / "tokenizer.json"))
     special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
