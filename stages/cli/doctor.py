@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         "disk": _disk,
         "memory": _memory,
         "git": _git,
+        "data": _data,
         "dvc": _dvc,
         "telemetry": _telemetry,
     }
@@ -155,6 +156,16 @@ def _git() -> Iterator[Finding]:
     who = subprocess.run(["git", "config", "user.email"], capture_output=True, text=True, check=False)
     if who.returncode:
         yield "warn", "git knows no user, whom a release and an experiment name; run: git config user.name and user.email"
+
+
+def _data() -> Iterator[Finding]:
+    sources = [path for path in sorted(paths.SOURCES.iterdir()) if path.suffix != ".dvc" and path.name not in {"README.md", ".gitignore"}]
+    loose = [path for path in sources if not path.with_name(f"{path.name}.dvc").is_file()]
+    if loose:
+        names = " ".join(map(str, loose))
+        yield "warn", f"{names} is in no commit, so queued experiments and other machines have no such rows; run: dvc add {names}"
+    else:
+        yield "ok", f"{len(sources)} files of your own in {paths.SOURCES}, all tracked"
 
 
 def _dvc() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.cli import history
+from stages.cli.rehash import rehash
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import sha256_file
@@ -139,16 +140,9 @@ def _pipeline_checks(repo: "Repo", complete: bool) -> Iterator[str]:
 
 def _hash(repo: "Repo", path: str) -> dict[str, Any]:
     """A file's or folder's digest, size and number of files as dvc.lock spells them, from the bytes; {} where it is missing."""
-    from dvc_data.hashfile.build import build
-    from dvc_data.hashfile.db import get_odb
-    from dvc_objects.fs.local import LocalFileSystem
-
     if not Path(path).exists():
         return {}
-    files = LocalFileSystem()
-    # an object store of its own has no table of remembered hashes
-    store = get_odb(files, str(Path(tempfile.gettempdir()) / "unused"))
-    _, meta, found = build(store, str(Path(path).resolve()), files, "md5", dry_run=True, ignore=repo.dvcignore)
+    meta, found = rehash(repo, path)
     return {"md5": found.hash_info.value, **{key: value for key, value in meta.to_dict().items() if key in ("size", "nfiles")}}
 
 
