@@ -68,8 +68,10 @@ def main(params: Params) -> None:
         sides[name] = tokenized(chat, control, rows, conversations, params.tokenize.max_tokens, params.tokenize.too_long)
     stop_on_faults([fault for side in sides.values() for fault in side.faults])
     if not sides["train"].kept:
-        reasons = count_rules(sides["train"].rejected)
-        raise UserError(f"no training row is left ({reasons}); raise tokenize.max_tokens, or see tokenize.too_long")
+        reasons = ", ".join(f"{rule}: {count}" for rule, count in count_rules(sides["train"].rejected).items()) or "there was none"
+        raise UserError(
+            f"no training row is left of {len(sides['train'].rows)} ({reasons}); raise tokenize.max_tokens, or see tokenize.too_long"
+        )
     details = {**audit.describe(chat, manifest, params.tokenize, new), **report(chat, sides)}
     with files.outputs() as place:
         for name, path in (("train", paths.TOKENIZED_TRAIN), ("validation", paths.TOKENIZED_VALIDATION)):
