@@ -69,6 +69,10 @@ def row_tree(prefix: str) -> Tree:
 def _step(tree: Tree, stage: str, kept: dict[str, Path], rejected: Path, before: dict[str, Any]) -> dict[str, Any] | None:
     """Adds what a stage did to the row; gives the row as it left the stage, or None where its way ends."""
     for name, path in kept.items():
+        parts = _rows(path, f"{before['id']}#")  # tokenize may split a long row
+        if parts:
+            tree.add(f"{stage}: {name}, split into {len(parts)}: {'; '.join(part['id'] + _extras(stage, part) for part in parts)}")
+            return before
         for after in _rows(path, before["id"], exact=True):
             changed = "messages" in after and _texts(after) != _texts(before)
             node = tree.add(f"{stage}: {name}{', text changed' if changed else ''}{_extras(stage, after)}")
@@ -90,8 +94,7 @@ def _extras(stage: str, row: dict[str, Any]) -> str:
         size = pc.sum(pc.equal(clusters, row["cluster"])).as_py()
         return f", cluster {row['cluster']} of {size} row{'s' * (size != 1)}"
     if stage == "tokenize":
-        trained = sum(label != -100 for label in row["labels"])
-        return f", {len(row['input_ids'])} tokens, {trained} of them trained"
+        return f", {len(row['input_ids'])} tokens, {sum(row['trained'])} of them trained"
     return ""
 
 

@@ -69,9 +69,10 @@ def checkout(rev: str | None) -> Iterator[str]:
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], check=True)
         try:
             (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
-            restored = subprocess.run(["dvc", "checkout", "--quiet"], cwd=tree, capture_output=True, text=True, check=False)
+            restored = subprocess.run(["dvc", "checkout"], cwd=tree, capture_output=True, text=True, check=False)
             if restored.returncode:
-                raise UserError(f"not every out of {rev} is in the cache: {restored.stderr.strip().splitlines()[-1]}; get them: dvc pull")
+                missing = ", ".join(restored.stderr.partition("following targets:")[2].partition("Is your cache")[0].split())
+                raise UserError(f"{missing or 'an out'} of {rev} is not in the cache; get it: dvc fetch --all-commits")
             with contextlib.chdir(tree):
                 yield commit
         finally:
