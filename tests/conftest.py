@@ -1,5 +1,8 @@
 """Fixtures shared by all tests: the tiny base, made once, and a fresh tiny workspace."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import settings
 
 from tests import tiny
 
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc runs `python -m stages.NAME`
 settings.register_profile("luthier", deadline=None)  # a shared machine may pause for seconds
 settings.load_profile("luthier")
 
@@ -23,4 +27,18 @@ def workspace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     root = tiny.make_workspace(tmp_path / "workspace", tiny_base)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A tiny workspace after `dvc repro`, rows tracked, results committed; what dvc said is in ../repro.log. Copy it to change it."""
+    root = tiny.make_workspace(tmp_path_factory.mktemp("reproduced") / "workspace", tiny_base)
+    for command in (["dvc", "add", "--quiet", "data/sources/rows.jsonl"], ["git", "commit", "-qm", "rows"]):
+        subprocess.run(command, cwd=root, check=True)
+    done = subprocess.run(["dvc", "repro"], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    (root.parent / "repro.log").write_text(done.stdout, encoding="utf-8")
+    assert done.returncode == 0, done.stdout
+    for command in (["git", "add", "-A"], ["git", "commit", "-qm", "results"]):
+        subprocess.run(command, cwd=root, check=True)
     return root

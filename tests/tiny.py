@@ -187,8 +187,7 @@ def make_workspace(root: Path, base: Path, rows: int = 120) -> Path:
         runtime__save_every=2,
         runtime__device="cpu",
     )
-    for command in (["git", "init", "-q", "-b", "main"], ["git", "add", "-A"], ["git", "commit", "-qm", "tiny"]):
-        subprocess.run(
-            [command[0], "-c", "user.name=t", "-c", "user.email=t@example.org", *command[1:]], cwd=root, check=True, capture_output=True
-        )
+    who = (["git", "config", "user.name", "t"], ["git", "config", "user.email", "t@example.org"])
+    for command in (["git", "init", "-q", "-b", "main"], *who, ["git", "add", "-A"], ["git", "commit", "-qm", "tiny"]):
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
     return root

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
     with Repo() as repo:
         stale = stale_stages(repo, args.allow_missing)
-        total = len(repo.index.stages)
+        total = sum(not stage.is_data_source for stage in repo.index.stages)
     if stale:
         raise UserError(f"{', '.join(stale)} would run: not every result stands for the inputs as they are now; run: dvc repro")
     print(f"nothing to do: all {total} stages are up to date")
