@@ -113,7 +113,7 @@ def is_card(value: str) -> bool:
         The verdict.
     """
     digits = re.sub(r"\D", "", value)
-    if not _CARD_ISSUER.fullmatch(digits) or len(set(digits)) < 3:
+    if not _CARD_ISSUER.fullmatch(digits):
         return False
     doubled = [int(digit) * 2 for digit in digits[-2::-2]]
     return (sum(map(int, digits[-1::-2])) + sum(number - 9 if number > 9 else number for number in doubled)) % 10 == 0
