@@ -75,6 +75,7 @@ def find_clusters(rows: list[Row], threshold: float, shingle_words: int, keep: b
     union: Union[str] = Union()
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     places = [_shared_buckets(view, threshold, seed) for view in _views(prompts, wholes)]
+    views = len(places)
     for number, row in enumerate(rows):
         mine = [
             (band, bucket)
@@ -85,8 +86,10 @@ def find_clusters(rows: list[Row], threshold: float, shingle_words: int, keep: b
         candidates = sorted({other for bucket in mine for other in buckets[bucket][-MAX_COMPARED:]})
         best: tuple[float, int] | None = None
         for other in candidates:
-            prompt = 0.0 if common[number] and common[other] else jaccard(prompts[number], prompts[other])
             whole = jaccard(wholes[number], wholes[other])
+            prompt = whole
+            if views == 2:
+                prompt = 0.0 if common[number] and common[other] else jaccard(prompts[number], prompts[other])
             if max(prompt, whole) < threshold:
                 continue
             union.join(row.id, rows[other].id)

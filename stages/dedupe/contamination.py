@@ -73,8 +73,10 @@ class EvaluationIndex:
             The match, or None.
         """
         texts = [message["content"] for message in (*row.messages, *(row.chosen or ()), *(row.rejected or ()))]
+        # a label is no text: with the last words of a notice it could make a run by chance
+        texts = [*texts, f"{row.text}\n{row.answer}"] if row.label is None else [row.text]
         best: Contamination | None = None
-        for text in [*texts, f"{row.text}\n{row.answer}"]:
+        for text in texts:
             sequence = words(text)
             match = self._longest(sequence)
             if match and (best is None or match.words > best.words):

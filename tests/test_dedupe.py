@@ -1,0 +1,300 @@
+"""Dedupe drops what repeats and what would teach the exam, keeps what contradicts, and does nothing more the second time."""
+
+import json
+import random
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.params import Dedupe, load_params
+from stages.core.records import Rejected, Row, read_rows, write_rows
+from stages.dedupe.clusters import jaccard, rows_per_band
+from stages.dedupe.contamination import EvaluationIndex
+from stages.dedupe.words import normalised, run_hashes, words
+from tests.rows import chat, labelled, numbered, preference
+from tests.tiny import write_jsonl
+
+stage = import_module("stages.dedupe.__main__")
+LEXICON = [f"w{number}" for number in range(3000)]
+QUESTION = "Which tool would a scientist best use to measure the mass of a small rock found near the river?"
+
+
+def params(**changes: object) -> Dedupe:
+    values = {**load_params(Path(__file__).parent.parent / "params.yaml").dedupe.model_dump(), **changes}
+    return Dedupe.model_validate(values)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> EvaluationIndex:
+    write_jsonl(
+        tmp_path / "arc_easy.jsonl",
+        [
+            {"id": "a-1", "task": "arc_easy", "context": f"Question: {QUESTION}\nAnswer:", "choices": ["a balance", "a ruler"], "gold": 0},
+            {"id": "a-2", "task": "arc_easy", "context": "Question: What do bees make?\nAnswer:", "choices": ["honey", "milk"], "gold": 0},
+        ],
+    )
+    passage = " ".join(LEXICON[2000:2030])
+    write_jsonl(tmp_path / "lambada.jsonl", [{"id": "l-1", "task": "lambada", "context": passage, "continuation": "w2030"}])
+    return EvaluationIndex(tmp_path, 13)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> EvaluationIndex:
+    return EvaluationIndex(tmp_path / "none", 13)
+
+
+def dedupe(rows: list[Row], index: EvaluationIndex, **changes: object) -> tuple[list[Row], list[Rejected], dict]:
+    return stage.dedupe(rows, index, params(**changes), 17)
+
+
+def rules(rejected: list[Rejected]) -> list[str]:
+    return sorted(item.rule for item in rejected)
+
+
+def sentence(rng: random.Random, length: int) -> list[str]:
+    return rng.choices(LEXICON[:1900], k=length)
+
+
+# exact
+
+
+def test_rows_that_differ_in_case_layout_and_punctuation_are_exact_duplicates_and_the_smallest_id_stays(empty: EvaluationIndex) -> None:
+    rows = numbered([labelled(text, "A") for text in ("Released under MIT.", "* released under\n  (MIT)", "released UNDER mit!")])
+    kept, rejected, _ = dedupe(rows, empty)
+    assert [row.id for row in kept] == [min(row.id for row in rows)]
+    assert rules(rejected) == ["exact_duplicate"] * 2
+    assert {item.evidence["kept"] for item in rejected} == {kept[0].id}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("gpl 2", "gpl 2+"),
+        ("use C", "use C++"),
+        ("3 - 4", "3 + 4"),
+        ("3-4", "3/4"),
+        ("1.5", "15"),
+        ("?", "!"),
+        ("a = b", "a < b"),
+        ("", "?"),
+    ],
+)
+def test_signs_that_carry_meaning_are_words(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+
+
+def test_a_script_without_spaces_is_compared_by_its_characters() -> None:
+    assert words("自由软件") == ["自", "由", "软", "件"]
+    assert (
+        jaccard(set(run_hashes(words("这个程序是自由软件你可以修改它"), 3)), set(run_hashes(words("这个程序是自由软件你可以修改他"), 3)))
+        > 0.8
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (chat("What is two and two?", "Four."), chat("What is two and two?", "Twenty-two.")),
+        (labelled("licensed under the same terms as Perl itself", "A"), labelled("licensed under the same terms as Perl itself", "B")),
+        (preference("Say hello to them.", "Hello!", "No."), preference("Say hello to them.", "Good day to you!", "No.")),
+    ],
+)
+def test_the_same_prompt_with_another_answer_is_a_conflict_in_one_cluster_and_never_dropped(
+    one: Row, other: Row, empty: EvaluationIndex
+) -> None:
+    rows = numbered([one, other])
+    kept, rejected, report = dedupe(rows, empty)
+    assert kept == [row.__class__(**{**{n: getattr(row, n) for n in row.__slots__}, "cluster": min(r.id for r in rows)}) for row in rows]
+    assert rejected == []
+    assert (report["conflicts"], report["conflicting_rows"]) == (1, 2)
+    assert {item["id"] for item in report["conflict_examples"][0]} == {row.id for row in rows}
+
+
+def test_a_near_duplicate_with_another_label_is_a_conflict_and_with_the_same_label_it_is_dropped(empty: EvaluationIndex) -> None:
+    text = " ".join(LEXICON[:30])
+    kept, rejected, report = dedupe(numbered([labelled(text, "A"), labelled(f"{text} more", "B"), labelled(f"the {text}", "A")]), empty)
+    assert rules(rejected) == ["near_duplicate"]
+    assert len({row.cluster for row in kept}) == 1
+    assert {row.label for row in kept} == {"A", "B"}
+    assert report["conflicts"] == 1
+
+
+def test_a_long_system_message_does_not_make_all_rows_alike(empty: EvaluationIndex) -> None:
+    system = " ".join(LEXICON[:300])
+    rows = numbered([chat(f"What is {word}?", f"It is {number}.", system=system) for number, word in enumerate(LEXICON[500:520])])
+    kept, _, _ = dedupe(rows, empty)
+    assert len(kept) == 20
+
+
+def test_a_prompt_that_many_rows_share_is_an_instruction_and_makes_no_cluster(empty: EvaluationIndex) -> None:
+    rng = random.Random(5)
+    rows = numbered([chat("Write a short poem about anything you like.", " ".join(sentence(rng, 12))) for _ in range(30)])
+    kept, _, report = dedupe(rows, empty)
+    assert len({row.cluster for row in kept}) == len(kept) == 30
+    assert (report["shared_prompts"], report["conflicts"]) == (1, 0)
+
+
+# near
+
+
+def planted(count: int, seed: int) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Pairs of texts with a shingle similarity of at least 0.8 among as many that resemble nothing."""
+    rng = random.Random(seed)
+    rows, pairs = [], []
+    while len(pairs) < count:
+        original = sentence(rng, rng.randint(20, 60))
+        changed = list(original)
+        for _ in range(rng.randint(1, 2)):
+            place = rng.randrange(len(changed) + 1)
+            changed[place : place + rng.randint(0, 1)] = rng.choices(LEXICON[1900:2000], k=rng.randint(0, 1))
+        sets = [set(run_hashes(text, 3)) for text in (original, changed)]
+        if original != changed and jaccard(*sets) >= 0.8:
+            pairs.append((" ".join(original), " ".join(changed)))
+            rows += [labelled(text, "A") for text in pairs[-1]]
+    rows += [labelled(" ".join(sentence(rng, 40)), "A") for _ in range(count)]
+    return numbered(rows), pairs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_near_duplicates_are_found_and_nothing_else(seed: int, empty: EvaluationIndex) -> None:
+    rows, pairs = planted(300, seed)
+    kept, rejected, _ = dedupe(rows, empty)
+    gone = {item.row.text for item in rejected}
+    found = sum(bool({one, other} & gone) for one, other in pairs)
+    assert found / len(pairs) >= 0.97
+    assert gone <= {text for pair in pairs for text in pair}
+    by_text = {text: number for number, pair in enumerate(pairs) for text in pair}
+    by_id = {row.id: row for row in kept}
+    assert all(by_text[item.row.text] == by_text[by_id[item.evidence["kept"]].text] for item in rejected)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
+def test_banding_finds_a_pair_at_the_threshold_with_a_probability_of_0_99(threshold: float) -> None:
+    depth = rows_per_band(threshold)
+    assert 1 - (1 - threshold**depth) ** (128 // depth) >= 0.99
+
+
+def test_near_duplicates_can_be_kept_in_one_cluster(empty: EvaluationIndex) -> None:
+    rows, pairs = planted(50, 9)
+    kept, rejected, _ = dedupe(rows, empty, keep_near_duplicates=True)
+    assert rejected == []
+    cluster = {row.text: row.cluster for row in kept}
+    assert sum(cluster[one] == cluster[other] for one, other in pairs) >= 49
+    assert len(set(cluster.values())) <= len(rows) - 49
+
+
+def test_a_text_shorter_than_a_shingle_is_compared_whole(empty: EvaluationIndex) -> None:
+    kept, _, _ = dedupe(numbered([chat(prompt, "Yes.") for prompt in ("mit", "MIT!", "bsd", "zlib", "mit bsd")]), empty)
+    assert len(kept) == 4
+
+
+def test_time_grows_with_the_rows_and_not_with_their_square(empty: EvaluationIndex) -> None:
+    base = LEXICON[:40]
+    rng = random.Random(1)
+    # all of one template, three of forty words changed: every row is near the threshold to every other
+    texts = [
+        [*base[:5], rng.choice(LEXICON), *base[6:20], rng.choice(LEXICON), *base[21:35], rng.choice(LEXICON), *base[36:]]
+        for _ in range(4000)
+    ]
+    rows = numbered([labelled(" ".join(text), "AB"[number % 2]) for number, text in enumerate(texts)])
+    start = time.process_time()
+    dedupe(rows, empty, near_threshold=0.6, keep_near_duplicates=True)
+    assert time.process_time() - start < 15
+
+
+# contamination
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "item", "length"),
+    [
+        (chat(f"Help me: {QUESTION.upper()}", "A balance."), "arc_easy", "a-1", 19),
+        (chat("Tell me something.", f"They asked: {QUESTION.lower()} a balance"), "arc_easy", "a-1", 19),
+        (chat("What do bees make?", "Honey."), "arc_easy", "a-2", 4),
+        (labelled(" ".join(["before", *LEXICON[2010:2031], "after"]), "A"), "lambada", "l-1", 21),
+        (preference("Go on.", " ".join(LEXICON[2000:2013]), "No."), "lambada", "l-1", 13),
+    ],
+)
+def test_a_row_with_an_evaluation_item_is_rejected_with_task_item_and_length(
+    row: Row, task: str, item: str, length: int, index: EvaluationIndex
+) -> None:
+    _, rejected, report = dedupe(numbered([row]), index)
+    assert [(r.rule, r.evidence) for r in rejected] == [("contamination", {"task": task, "item": item, "words": length})]
+    assert report["evaluation_items"] == {"arc_easy": 2, "lambada": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join(QUESTION.split()[:12]),  # a word short, and no label makes up for it
+        "What do bees make in the hive in spring?",  # holds a short item, but is not one
+        "The answer is honey",
+        " ".join([*LEXICON[2000:2012], "other", *LEXICON[2012:2024]]),
+    ],
+)
+def test_less_than_an_item_is_no_contamination(text: str, index: EvaluationIndex) -> None:
+    assert dedupe(numbered([labelled(text, "A")]), index)[1] == []
+
+
+def test_a_broken_evaluation_file_is_told_by_file_and_line(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "piqa.jsonl", [{"id": "1", "task": "piqa", "context": "c", "continuation": "d"}, {"id": "2", "task": "piqa"}])
+    with pytest.raises(UserError, match=r"piqa.jsonl, line 2 is no item .* dvc repro -f -s fetch_general"):
+        EvaluationIndex(tmp_path, 13)
+
+
+def test_two_rows_with_one_id_are_an_error(empty: EvaluationIndex) -> None:
+    row = numbered([labelled("some text of a row", "A")])[0]
+    with pytest.raises(UserError, match="two rows with the same id"):
+        dedupe([row, row], empty)
+
+
+# invariants
+
+PIECES = [*LEXICON[:6], "W1,", "\n", "你好", "c++", "3 - 4", *(" ".join(LEXICON[i : i + 12]) for i in range(0, 36, 6))]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=6).map(" ".join)
+ROWS = st.lists(
+    st.builds(chat, TEXTS, TEXTS) | st.builds(labelled, TEXTS, st.sampled_from(["A", "B"])) | st.builds(preference, TEXTS, TEXTS, TEXTS),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.sampled_from([0.5, 0.8, 1.0]), st.booleans(), st.randoms())
+def test_rows_are_conserved_twice_drops_nothing_more_and_order_does_not_matter(
+    rows: list[Row], threshold: float, keep: bool, rng: random.Random
+) -> None:
+    index = EvaluationIndex(Path("no-such-folder"), 13)
+    rows = numbered(rows)
+    kept, rejected, report = dedupe(rows, index, near_threshold=threshold, keep_near_duplicates=keep)
+    assert sorted(row.id for row in rows) == sorted(row.id for row in [*kept, *(item.row for item in rejected)])
+    assert sum(report["rejected"].values()) == len(rejected)
+    kept_ids = {row.id for row in kept}
+    assert all(item.evidence["kept"] in kept_ids for item in rejected), "a duplicate of a row that is gone"
+    assert {row.cluster for row in kept} <= kept_ids, "a cluster's representative is gone"
+    assert [row.id for row in kept] == [row.id for row in rows if row.id in kept_ids]
+    assert dedupe(kept, index, near_threshold=threshold, keep_near_duplicates=keep)[1] == []
+    shuffled = rng.sample(rows, len(rows))
+    assert {(row.id, row.cluster) for row in dedupe(shuffled, index, near_threshold=threshold, keep_near_duplicates=keep)[0]} == {
+        (row.id, row.cluster) for row in kept
+    }
+
+
+def test_the_stage_writes_equal_bytes_and_every_row_has_its_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.CLEAN_ROWS.parent.mkdir(parents=True)
+    rows, _ = planted(30, 3)
+    write_rows(paths.CLEAN_ROWS, rows)
+    write_jsonl(paths.GENERAL / "lambada.jsonl", [{"id": "1", "task": "lambada", "context": rows[-1].text, "continuation": "end"}])
+    outs = []
+    for _ in range(2):
+        stage.main(load_params(Path(__file__).parent.parent / "params.yaml"))
+        outs.append([path.read_bytes() for path in (paths.DEDUPE_ROWS, paths.DEDUPE_REJECTED, paths.DEDUPE_REPORT)])
+    assert outs[0] == outs[1]
+    assert all(row.cluster for row in read_rows(paths.DEDUPE_ROWS))
+    assert json.loads(outs[0][2])["details"][0]["rejected"]["contamination"] == 1
