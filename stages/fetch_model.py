@@ -30,6 +30,7 @@ from stages.core.stage import run_stage
 # what a base is made of, at the top of its folder; pickles (*.bin, *.pt) can run code when they are loaded and are never fetched
 WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERTERS = ["gguf", "torch", "transformers"]
 CONVERTED = "converted.json"  # the digests of a converted base, beside it
@@ -154,8 +155,8 @@ def from_hub(hub: HubModel) -> str:
         if lacking := missing(located("hub", location)):
             raise UserError(f"{name} {lacking}; name a repository and commit of a whole model in safetensors")
     folder = located("hub", location)
-    weights = sorted(folder.glob("*.safetensors"))
-    for path, digest in zip(weights, digests(weights), strict=True):
+    large = [folder / name for name in weights(folder)]
+    for path, digest in zip(large, digests(large), strict=True):
         # the Hub's cache names a large file's blob by its sha256
         if len(blob := path.resolve().name) == 64 and blob != digest:
             remedy = f"remove {path.resolve()} and {path}, then run again"
@@ -165,7 +166,9 @@ def from_hub(hub: HubModel) -> str:
 
 def _snapshot(hub: HubModel, local: bool) -> str | None:
     """Asks huggingface_hub for the snapshot. None: it has all files it knows of; else what went wrong and the remedy."""
-    os.environ.pop("HF_HUB_OFFLINE", None)  # the one place that may reach a hub; `local` and USER_OFFLINE rule it
+    if not USER_OFFLINE:  # the one place that may reach a hub; huggingface_hub reads both when it is imported
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        os.environ.pop("TRANSFORMERS_OFFLINE", None)
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import errors as hub_errors
 
@@ -193,7 +196,7 @@ def _snapshot(hub: HubModel, local: bool) -> str | None:
         return "does not exist: the repository has no such commit; copy the 40 digits from its history"
     except hub_errors.RepositoryNotFoundError:
         return "does not exist, or is private; check model.hub.repo, or set HF_TOKEN to a token that may read it"
-    except (hub_errors.LocalEntryNotFoundError, hub_errors.IncompleteSnapshotError, hub_errors.HfHubHTTPError, OSError) as error:
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.IncompleteSnapshotError, hub_errors.HTTPError, OSError) as error:
         return f"could not be fetched: {_line(error)}; check the network and run again (what was fetched is kept)"
     return None
 
@@ -204,12 +207,10 @@ def missing(folder: Path) -> str | None:
         return "is not a folder"
     if not (folder / "config.json").is_file():
         return "has no config.json"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-            return f"lacks {len(absent)} of the {len(shards)} weight files that {index.name} names, the first {absent[0]}"
-    elif not (folder / "model.safetensors").is_file():
+    named = weights(folder)
+    if absent := [name for name in named if not (folder / name).is_file()]:
+        return f"lacks {len(absent)} of the {len(named)} weight files that {INDEX} names, the first {absent[0]}"
+    if not named:
         if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
             return f"has its weights only as pickles ({pickles[0]}), which can run code when they are loaded, and only safetensors are"
         return "has no model.safetensors"
@@ -218,14 +219,20 @@ def missing(folder: Path) -> str | None:
     return None
 
 
+def weights(folder: Path) -> list[str]:
+    """The names of the files that transformers would load: model.safetensors, or else the shards of the index, or none."""
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    if (folder / INDEX).is_file():
+        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    return []
+
+
 def listing(folder: Path) -> list[dict[str, Any]]:
     """The files of a base, each with path, bytes and sha256, sorted by path; what does not belong to it is passed over."""
     found = sorted({path for pattern in WANTED for path in folder.glob(pattern)} - {folder / "README.md", folder / CONVERTED})
-    if (index := folder / "model.safetensors.index.json").is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        found = [path for path in found if path.suffix != ".safetensors" or path.name in shards]
-    else:
-        found = [path for path in found if path.suffix != ".safetensors" or path.name == "model.safetensors"]
+    loaded = weights(folder)
+    found = [path for path in found if path.suffix != ".safetensors" or path.name in loaded]
     return [{"path": path.name, "bytes": path.stat().st_size, "sha256": digest} for path, digest in zip(found, digests(found), strict=True)]
 
 
@@ -255,8 +262,8 @@ def describe(folder: Path, place: str) -> dict[str, Any]:
         method = config.quantization_config.get("quant_method", "unknown")
         raise UserError(f"{place} is quantised already ({method}); name the unquantised model, numerics.quantization quantises it")
     shapes: dict[str, list[int]] = {}
-    for path in sorted(folder / entry["path"] for entry in listing(folder) if entry["path"].endswith(".safetensors")):
-        shapes |= _shapes(path)
+    for name in weights(folder):
+        shapes |= _shapes(folder / name)
     text = config.get_text_config()
     if getattr(text, "tie_word_embeddings", False) and len(shapes) > 1:
         shapes.pop("lm_head.weight", None)  # a second copy of the embedding

@@ -42,3 +42,14 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Pat
     for command in (["git", "add", "-A"], ["git", "commit", "-qm", "results"]):
         subprocess.run(command, cwd=root, check=True)
     return root
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the committed params.yaml and user-level caches of its own, the current one while the test runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "params.yaml").write_text((tiny.ROOT / "params.yaml").read_text())
+    return tmp_path

@@ -35,7 +35,6 @@ LLAMA2 = (
 NO_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 STRIPS = CHATML.replace("{{ m['content'] }}", "{{ m['content'] | trim }}")
 FORGETS = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] != 'assistant' else '(earlier)' }}")
-# what the last turn looks like is told by the header before it, so the prompt of an earlier turn is no beginning of the whole
 REWRITES = "{{ messages | length }} messages\n" + CHATML
 ENDLESS = CHATML.replace("<|im_end|>\n{% endfor %}", "\n{% endfor %}")
 WRONG_END = CHATML.replace("<|im_end|>\n{% endfor %}", "<|endoftext|>\n{% endfor %}")
@@ -145,8 +144,7 @@ def test_a_template_with_bos_and_a_system_message_inside_the_question(llama2_bas
     chat = chat_with(llama2_base, tmp_path, LLAMA2)
     [(_, row)] = run(chat, [talk("Hi", "Hello", "More", "Bye", system="Be kind")]).kept
     assert learnt(chat, row) == " Hello </s> Bye </s>"
-    assert row.input_ids.count(1) == 1
-    assert row.input_ids[0] == 1
+    assert [number for number, token in enumerate(row.input_ids) if token == 1] == [0]
 
 
 def test_a_template_that_strips_content_is_followed(tiny_base: Path, tmp_path: Path) -> None:
@@ -211,8 +209,7 @@ def test_an_answer_that_joins_with_the_prompt_is_tokenised_apart_as_at_inference
     base = tmp_path / "base"
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    joined = {"ĊĊ": len(tokenizer)}
-    state["model"]["vocab"] |= joined
+    state["model"]["vocab"]["ĊĊ"] = len(tokenizer)
     state["model"]["merges"].append(["Ċ", "Ċ"])
     tokenizer.save_pretrained(base)
     (base / "tokenizer.json").write_text(json.dumps(state))
@@ -253,9 +250,7 @@ def test_truncate_takes_the_middle_out_of_the_question_and_keeps_system_and_answ
     [(_, row)] = side.kept
     assert 48 < len(row.input_ids) <= 64
     assert "You classify." in row.text
-    assert "first " in row.text
-    assert " … " in row.text
-    assert " last<|im_end|>" in row.text
+    assert [part in row.text for part in ("user\nfirst ", " … ", " last<|im_end|>")] == [True] * 3
     assert learnt(chatml, row) == "copy notice<|im_end|>"
     assert len(side.truncated) == 1
 
@@ -349,12 +344,9 @@ def test_a_template_outside_its_folder_is_refused_as_dvc_would_not_see_it_change
 
 
 @pytest.fixture
-def ready(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def ready(place: Path, tiny_base: Path) -> Params:
     """A folder in which the stage can run: params, manifest and split rows, two too long, one with a control token."""
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    edit_params(tmp_path, model__source="folder", model__folder__path=str(tiny_base), tokenize__max_tokens=64)
+    edit_params(place, model__source="folder", model__folder__path=str(tiny_base), tokenize__max_tokens=64)
     params = load_params()
     fetch_model.main(params)
     train = [*[talk(f"permission {n}?", "Permissive") for n in range(20)], talk(LONG, "no"), talk("<|im_end|>", "no")]
