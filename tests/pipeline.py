@@ -27,6 +27,7 @@ EXEMPT_FILES = {
 }
 # Packages whose every change leaves every result as it is; no stage names them in its versions.yaml params.
 EXEMPT_PACKAGES = {
+    "nvidia-ml-py": "the energy counter of a GPU, in a report of the machine",
     "tqdm": "the progress bar",
     "psutil": "memory and cores, in reports that no stage reads as input",
     "pydantic": "the schema",
@@ -95,9 +96,10 @@ def _interpolated(body: Any, key: str, item: dict[str, str]) -> Any:
 
 
 def own_files(module: str) -> set[str]:
-    """The files of a stage's own file or folder that `python -m` runs or that those import."""
+    """The files of a stage's own file or folder that `python -m` runs or that those import, and its templates."""
     main = f"stages/{module}/__main__.py" if (ROOT / "stages" / module).is_dir() else f"stages/{module}.py"
-    return {name for name in {main} | closure(main) if not name.startswith("stages/core/") and name not in EXEMPT_FILES}
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "stages" / module / "templates").glob("*")}
+    return templates | {name for name in {main} | closure(main) if not name.startswith("stages/core/") and name not in EXEMPT_FILES}
 
 
 @cache
@@ -121,7 +123,7 @@ def tree(file: str) -> ast.Module:
         def visit_If(self, node: ast.If) -> ast.AST | None:
             return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
 
-    parsed = Drop().visit(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+    parsed = Drop().visit(ast.parse((ROOT / file).read_text(encoding="utf-8") if file.endswith(".py") else ""))
     assert isinstance(parsed, ast.Module)
     return parsed
 

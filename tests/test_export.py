@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 def ready(workspace: Path, trained: Path) -> Path:
     """A workspace in which train and split have run."""
     shutil.copytree(trained / "adapter", workspace / paths.ADAPTER)
-    (workspace / paths.SPLIT_TEST).parent.mkdir(parents=True)
+    (workspace / paths.SPLIT_TEST).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(trained / "test.parquet", workspace / paths.SPLIT_TEST)
     return workspace
 
@@ -101,10 +101,10 @@ def test_the_report_names_every_file_with_its_digest(ready: Path) -> None:
     details = read_details(paths.EXPORT_REPORT)
     for folder, key in ((paths.EXPORT, "files"), (paths.ADAPTER, "adapter_files")):
         listed = {file["path"]: file["sha256"] for file in details[key]}
-        found = {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
-        found.pop("manifest.json", None)
+        found = {path.as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+        found.pop("models/export/manifest.json", None)
         assert listed == found
-    assert "merged/model.safetensors" in {file["path"] for file in details["files"]}
+    assert "models/export/merged/model.safetensors" in {file["path"] for file in details["files"]}
 
 
 def test_an_nf4_run_is_merged_onto_the_weights_as_fetched(ready: Path) -> None:

@@ -4,15 +4,17 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def git_commit(folder: Path = Path(".")) -> dict[str, Any]:
+def git_commit(folder: Path = Path("."), aside: Sequence[str] = ()) -> dict[str, Any]:
     """The checked-out commit and whether tracked files differ from it; both None outside a repository with commits.
 
     Args:
         folder: any folder of the repository.
+        aside: paths from its root whose differences do not count, such as results.
 
     Returns:
         `commit` (40 hex digits or None) and `dirty` (bool or None).
@@ -20,7 +22,8 @@ def git_commit(folder: Path = Path(".")) -> dict[str, Any]:
     head = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     if not head:
         return {"commit": None, "dirty": None}
-    return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    rest = [":/", *(f":(top,exclude){path}" for path in aside)]
+    return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no", "--", *rest))}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -25,17 +25,20 @@ COPIES = 2  # models/export and DVC's cache
 def main(params: Params) -> None:
     """Runs the stage."""
     manifest = read_manifest(paths.ADAPTER / "base.json")
+    adapter_files = _files(paths.ADAPTER, paths.ADAPTER)
     details: dict[str, Any] = {
         "ships": "merged" if params.export.merge else "adapter",
         "base": {key: manifest[key] for key in ("name", "revision", "source")},
-        "adapter_files": _files(paths.ADAPTER),
+        "adapter_files": adapter_files,
+        "adapter_bytes": _bytes(adapter_files),
     }
     with outputs() as place:
         folder = place(paths.EXPORT)
         folder.mkdir()
         if params.export.merge:
             details |= _merge(params, manifest, folder / "merged")
-            details["files"] = _files(folder)
+            details["files"] = _files(folder, paths.EXPORT)
+            details["merged_bytes"] = _bytes(details["files"])
         write_json(folder / "manifest.json", {key: value for key, value in details.items() if key != "agreement"})
         write_report(place(paths.EXPORT_REPORT), {}, details)
 
@@ -82,10 +85,17 @@ def _check_disk(merged_bytes: int, folder: Path) -> None:
         raise UserError(f"{paths.EXPORT}: {need}; free some space, or set export.merge: false to ship the adapter alone")
 
 
-def _files(folder: Path) -> list[dict[str, Any]]:
-    """Each file of a folder with its size and digest, by relative path."""
+def _files(folder: Path, published: Path) -> list[dict[str, Any]]:
+    """Each file of a folder with its size and digest, by the path it has when published."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [{"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in found]
+    return [
+        {"path": (published / path.relative_to(folder)).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in found
+    ]
+
+
+def _bytes(files: list[dict[str, Any]]) -> int:
+    return sum(file["bytes"] for file in files)
 
 
 if __name__ == "__main__":

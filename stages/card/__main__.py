@@ -1,0 +1,99 @@
+"""card: the model card, its provenance and the HTML report.
+
+In: the reports, the base's manifest and the curves; the evaluated items and the test rows for samples; the data files for their digests.
+Out: reports/card/README.md, reports/card/provenance.json, reports/report.html.
+"""
+
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stages.card.facts import Sources, gather
+from stages.card.model_card import card, check_licences
+from stages.card.provenance_record import energy_of, record
+from stages.card.reading import read, read_curve, read_manifest
+from stages.card.report import html
+from stages.core import paths
+from stages.core.files import outputs, write_json
+from stages.core.params import Params
+from stages.core.records import read_rows
+from stages.core.stage import run_stage
+
+REPORTS = {
+    "fetch_data": paths.FETCH_DATA_REPORT,
+    "fetch_general": paths.FETCH_GENERAL_REPORT,
+    "clean": paths.CLEAN_REPORT,
+    "dedupe": paths.DEDUPE_REPORT,
+    "label_check": paths.LABEL_REPORT,
+    "split": paths.SPLIT_REPORT,
+    "tokenize": paths.TOKENIZE_REPORT,
+    "train": paths.TRAIN_REPORT,
+    "train_machine": paths.TRAIN_MACHINE,
+    "export": paths.EXPORT_REPORT,
+    "evaluate_base": paths.EVALUATE_REPORT["base"],
+    "evaluate_tuned": paths.EVALUATE_REPORT["tuned"],
+    "compare": paths.COMPARE_REPORT,
+}
+CURVES = {"train": paths.TRAIN_CURVE, "validation": paths.VALIDATION_CURVE, "speed": paths.SPEED_CURVE}
+DATA = [
+    paths.DECISIONS,
+    paths.GENERAL,
+    paths.RAW_ROWS,
+    paths.SPLIT_TRAIN,
+    paths.SPLIT_VALIDATION,
+    paths.SPLIT_TEST,
+    paths.TOKENIZED_TRAIN,
+    paths.TOKENIZED_VALIDATION,
+    paths.TOKENIZER,
+]
+
+
+def main(params: Params) -> None:
+    """Runs the stage."""
+    sections = sections_of(params)
+    base = read_manifest(paths.BASE)
+    reports = {name: read(path) for name, path in REPORTS.items()}
+    check_licences(params.card.license, {"the base": base["license"], "the data": reports["fetch_data"]["license"]})
+    files = [paths.BASE, *REPORTS.values(), *CURVES.values(), *DATA, *paths.EVALUATION.values()]
+    energy = energy_of(reports["train_machine"], params.card.grid_co2_grams_per_kwh)
+    provenance = record(base, reports, sections, files, energy)
+    sources = Sources(
+        base=base,
+        reports=reports,
+        curves={name: read_curve(path) for name, path in CURVES.items()},
+        outcomes={name: pq.read_table(path).to_pylist() for name, path in paths.EVALUATION.items()},
+        test_rows=read_rows(paths.SPLIT_TEST),
+        sections=sections,
+        provenance=provenance,
+    )
+    facts = gather(sources)
+    with outputs() as place:
+        place(paths.CARD).write_text(card(facts, sources), encoding="utf-8")
+        write_json(place(paths.PROVENANCE), provenance)
+        place(paths.HTML_REPORT).write_text(html(facts), encoding="utf-8")
+
+
+def sections_of(params: Params) -> dict[str, Any]:
+    """Every parameter that shapes the model or its evidence, by section: all but `runtime`, which changes no result."""
+    shaping = {
+        "model": params.model,
+        "data": params.data,
+        "general": params.general,
+        "clean": params.clean,
+        "dedupe": params.dedupe,
+        "label_check": params.label_check,
+        "split": params.split,
+        "prompt": params.prompt,
+        "tokenize": params.tokenize,
+        "numerics": params.numerics,
+        "train": params.train,
+        "export": params.export,
+        "evaluate": params.evaluate,
+        "compare": params.compare,
+        "card": params.card,
+    }
+    return {"seed": params.seed, **{name: section.model_dump() for name, section in shaping.items()}}
+
+
+if __name__ == "__main__":
+    run_stage("card", main)

@@ -1,0 +1,151 @@
+"""What card and report say of the rows: the way from raw to trained rows, suspect labels, tokens.
+
+In: the reports of the data stages. Out: funnel, suspects and preview as the templates show them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.card.reading import Report
+from stages.card.words import count, percent
+
+RULES = {  # rule names of the stages that a reader would not guess
+    "over_max_rows": "beyond the sample (data.max_rows)",
+    "over_max_train": "training rows beyond the sample (split.max_train)",
+    "over_max_validation": "validation rows beyond the sample (split.max_validation)",
+    "over_max_test": "test rows beyond the sample (split.max_test)",
+    "contamination": "contain an evaluation item",
+    "exact_duplicate": "exact duplicates",
+    "near_duplicate": "near-duplicates",
+    "control_token": "contain a control token of the chat template",
+    "suspect_label": "label probably wrong",
+    "decision": "dropped by a person's decision",
+}
+SHOWN_SUSPECTS = 10
+SHOWN_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one stage let through.
+
+    Attributes:
+        stage: its name in dvc.yaml.
+        name: what it does, for the reader.
+        rows_in: rows it was given.
+        rows_out: rows it passed on.
+        rejected: rows by rule.
+        note: one more fact, or None.
+    """
+
+    stage: str
+    name: str
+    rows_in: int
+    rows_out: int
+    rejected: tuple[tuple[str, int], ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row whose label is probably wrong; `trust` is the out-of-fold probability of the given label."""
+
+    id: str
+    text: str
+    given: str
+    suggested: str
+    trust: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token's text, line breaks made visible, and whether it is learnt."""
+
+    text: str
+    learnt: bool
+
+
+def funnel(reports: Mapping[str, Report]) -> list[Step]:
+    """The way of the rows, stage by stage, from those read to those trained on."""
+    fetched, cleaned, split = reports["fetch_data"], reports["clean"], reports["split"]
+    sides = split["rows"]
+    held_out = {"set aside for validation": sides["validation"], "set aside for testing": sides["test"]}
+    tokens = reports["tokenize"]["sides"]["train"]
+    lengths = f"{count(tokens['rows_truncated'])} shortened, {count(tokens['rows_split'])} split in parts"
+    return [
+        Step("fetch_data", "Read", fetched["rows_read"], fetched["rows_kept"], _rules(fetched["rejected"])),
+        _step("clean", "Cleaned", cleaned, _repairs(cleaned)),
+        _step("dedupe", "Duplicates removed", reports["dedupe"], None),
+        _step("label_check", "Labels checked", reports["label_check"], None),
+        Step("split", "Split off for training", split["rows_in"], sides["train"], _rules({**held_out, **split["rejected"]})),
+        Step(
+            "tokenize",
+            "Trained on",
+            tokens["rows_in"],
+            tokens["rows_in"] - tokens["rows_rejected"],
+            (("do not fit tokenize.max_tokens or the template", tokens["rows_rejected"]),) if tokens["rows_rejected"] else (),
+            lengths if tokens["rows_truncated"] or tokens["rows_split"] else None,
+        ),
+    ]
+
+
+def _step(stage: str, name: str, report: Report, note: str | None) -> Step:
+    return Step(stage, name, report["rows_in"], report["rows_out"], _rules(report["rejected"]), note)
+
+
+def _rules(rejected: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Rules in words, the most frequent first."""
+    named = [(RULES.get(rule, rule.replace("_", " ")), rows) for rule, rows in rejected.items() if rows]
+    return tuple(sorted(named, key=lambda item: (-item[1], item[0])))
+
+
+def _repairs(report: Report) -> str | None:
+    """What clean changed in rows it kept."""
+    changed = [f"{count(rows)} rows: {name.replace('_', ' ')} repaired" for name, rows in sorted(report["repaired"].items())]
+    for kind, what in (("secrets", "secrets"), ("personal_data", "personal data")):
+        found = report[kind]
+        if found["action"] == "redact":
+            changed += [f"{count(rows)} rows: {name} redacted ({what})" for name, rows in sorted(found["rows"].items())]
+    return "; ".join(changed) or None
+
+
+def suspects(report: Report) -> list[Suspect]:
+    """The least trusted labels, worst first."""
+    found = report["top_suspects"][:SHOWN_SUSPECTS]
+    return [Suspect(row["id"], row["text"], row["label"], row["suggested"], row["confidence"]) for row in found]
+
+
+def suspects_note(report: Report) -> str:
+    """How many labels are suspected of how many, and what was done with them."""
+    done = {"report": "They are reported, not changed", "drop": f"{count(report['rejected'].get('suspect_label', 0))} were dropped"}
+    shown = min(SHOWN_SUSPECTS, len(report["top_suspects"]))
+    return (
+        "A classifier that had seen neither the row nor its near-duplicates disagrees with the label of "
+        f"{count(report['suspects'])} of {count(report['checked'])} checked rows; the {shown} least trusted are shown in the report. "
+        f"{done[report['action']]}; people decide in data/decisions.csv."
+    )
+
+
+def preview(report: Report) -> list[list[Token]]:
+    """The first training rows as tokens."""
+    return [[Token(_visible(text), learnt) for text, learnt in row["tokens"]] for row in report["preview"][:SHOWN_ROWS]]
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "↵").replace("\t", "⇥")
+
+
+def tokens_note(report: Report) -> str:
+    """Tokens and learnt tokens of the training side, and the tokenizer's peculiarities."""
+    side = report["sides"]["train"]
+    totals = f"{count(side['rows_out'])} rows, {count(side['tokens'])} tokens, {count(side['trained_tokens'])} of them learnt"
+    return " ".join([f"{totals} ({percent(side['trained_share'])}).", *report["notes"]])
+
+
+def origin(report: Report) -> list[dict[str, Any]]:
+    """Where the rows came from: `name`, `version`, `sha256`, `rows` (None where the report has no number of its own) of each source."""
+    if report["source"] == "files":
+        return [{"name": file["path"], "version": None, "sha256": file["sha256"], "rows": file["rows"]} for file in report["files"]]
+    package = report["package"]
+    return [{"name": package["name"], "version": package["version"], "sha256": package["sha256"], "rows": report["rows_read"]}]

@@ -1,0 +1,158 @@
+"""Everything that card and HTML report tell, put together once, so that both tell the same.
+
+In: reports, curves, outcomes, parameters, provenance. Out: Facts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.card import data_facts, result_facts, run_facts, snippets
+from stages.card.charts import Chart, sparkline
+from stages.card.reading import Report
+from stages.card.samples import Sample, confusions, samples
+from stages.card.words import count
+from stages.core.records import Row
+
+RARE_ROWS = 20  # of training, below which a label is named among the limits
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the facts are made from.
+
+    Attributes:
+        base: models/base.json.
+        reports: the stages' reports by name.
+        curves: train, validation and speed.
+        outcomes: the items of evaluate, base and tuned.
+        test_rows: the rows they are about.
+        sections: the parameters by section.
+        provenance: what provenance.json holds.
+    """
+
+    base: Report
+    reports: Mapping[str, Report]
+    curves: Mapping[str, run_facts.Curve]
+    outcomes: Mapping[str, Sequence[dict[str, Any]]]
+    test_rows: Sequence[Row]
+    sections: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the templates show; texts are plain, escaping is the template's."""
+
+    name: str
+    intended_use: str
+    verdict: result_facts.Verdict
+    metric: str
+    better: str
+    items: int
+    domain: list[result_facts.Score]
+    axis: list[str]
+    difference: str
+    tasks: list[result_facts.TaskResult]
+    forgetting: str
+    label_columns: list[str]
+    labels: list[result_facts.Label]
+    confusions: list[tuple[str, str, int]]
+    samples: list[Sample]
+    base: Report
+    limits: list[str]
+    sources: list[dict[str, Any]]
+    data_license: str | None
+    attribution: str | None
+    funnel: list[data_facts.Step]
+    widest: int
+    split_words: str
+    rows_trained: int
+    suspects: list[data_facts.Suspect]
+    suspects_note: str
+    preview: list[list[data_facts.Token]]
+    tokens_note: str
+    training_note: str
+    charts: list[Chart]
+    sparkline: str
+    first_loss: float
+    last_loss: float
+    settings: list[tuple[str, str]]
+    export_words: list[str]
+    machine: list[tuple[str, str]]
+    origin: list[tuple[str, str]]
+    commit: str | None
+    snippet: str
+    merged_snippet: str | None
+
+
+def gather(sources: Sources) -> Facts:
+    """Puts the facts together."""
+    reports, sections = sources.reports, sources.sections
+    compare, split, fetched = reports["compare"], reports["split"], reports["fetch_data"]
+    metric = result_facts.metric_of(compare)
+    prompt = result_facts.best_prompt(compare)
+    steps = data_facts.funnel(reports)
+    columns, labels = result_facts.labels(reports, prompt)
+    labelled = split["labels"]["train"].keys() != {"(none)"}
+    losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
+    return Facts(
+        name=sections["card"]["name"],
+        intended_use=sections["card"]["intended_use"],
+        verdict=result_facts.verdict(compare),
+        metric=metric.name,
+        better="more is better" if metric.is_share else "less is better",
+        items=compare["domain"]["items"],
+        domain=result_facts.domain_scores(compare),
+        axis=result_facts.axis(compare),
+        difference=result_facts.difference(compare),
+        tasks=result_facts.tasks(compare, reports["fetch_general"]),
+        forgetting=result_facts.forgetting(compare, sections["compare"]["max_forgetting"]),
+        label_columns=columns,
+        labels=labels,
+        confusions=confusions(sources.outcomes["tuned"]),
+        samples=samples(sources.outcomes["base"], sources.outcomes["tuned"], prompt, sources.test_rows),
+        base=sources.base,
+        limits=_limits(reports, sections),
+        sources=data_facts.origin(fetched),
+        data_license=fetched["license"],
+        attribution=fetched["attribution"],
+        funnel=steps,
+        widest=steps[0].rows_in,
+        split_words=_split_words(split["rows"]),
+        rows_trained=steps[-1].rows_out,
+        suspects=data_facts.suspects(reports["label_check"]),
+        suspects_note=data_facts.suspects_note(reports["label_check"]),
+        preview=data_facts.preview(reports["tokenize"]),
+        tokens_note=data_facts.tokens_note(reports["tokenize"]),
+        training_note=run_facts.training_note(reports),
+        charts=run_facts.charts(sources.curves["train"], sources.curves["validation"], sources.curves["speed"]),
+        sparkline=sparkline(losses),
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        settings=run_facts.settings(sections),
+        export_words=run_facts.export_words(reports["export"]),
+        machine=run_facts.machine(reports, sources.provenance["energy"]),
+        origin=run_facts.origin(sources.provenance, reports),
+        commit=sources.provenance["code"]["commit"],
+        snippet=snippets.adapter_snippet(sections, labelled),
+        merged_snippet=snippets.merged_snippet(sections, labelled) if reports["export"]["ships"] == "merged" else None,
+    )
+
+
+def _split_words(rows: Mapping[str, int]) -> str:
+    return f"{count(rows['validation'])} rows were set aside for validation and {count(rows['test'])} for testing."
+
+
+def _limits(reports: Mapping[str, Report], sections: Mapping[str, Any]) -> list[str]:
+    """What the numbers do not say."""
+    compare, split = reports["compare"], reports["split"]
+    said = [f"Measured on {count(compare['domain']['items'])} rows from where the training rows come from; others may give other results."]
+    taught = split["labels"]["train"]
+    rare = [f"{label} ({count(rows)})" for label, rows in sorted(taught.items()) if rows < RARE_ROWS]
+    if rare and "(none)" not in taught:
+        said.append(f"Labels with few training rows were hardly learnt: {', '.join(rare)}.")
+    said.append("It was tuned on one kind of question and answers others as its base does, or worse.")
+    if sections["numerics"]["quantization"] != "none":
+        said.append(f"All scores are those of the adapter over the base at {sections['numerics']['quantization']}.")
+    return said

@@ -1,0 +1,70 @@
+"""provenance.json: what the adapter was made from and the digest of every file, independent of dvc.lock.
+
+In: reports, the base's manifest, the data files. Out: one dict.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.card.reading import Report
+from stages.core import paths
+from stages.core.files import canonical_json, sha256_file
+from stages.core.provenance import git_commit, versions
+
+RESULTS = ["dvc.lock", "reports"]  # they differ from the commit whenever something was made anew
+JOULES_PER_KILOWATT_HOUR = 3.6e6
+PACKAGES = ["accelerate", "bitsandbytes", "cleanlab", "datasets", "dvc", "lm-eval", "peft", "scikit-learn", "torch", "transformers", "trl"]
+
+
+def record(
+    base: Report, reports: Mapping[str, Report], sections: Mapping[str, Any], files: list[Path], energy: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Gathers the record.
+
+    Args:
+        base: models/base.json.
+        reports: the stages' reports by name.
+        sections: the parameters that shape the result, by section.
+        files: the files and folders the card reads, which are digested here.
+        energy: `kilowatt_hours`, `grid_grams_per_kilowatt_hour` and `co2_grams`, or None where the machine measures none.
+
+    Returns:
+        The record; `files` holds the sha256 of each file by its path.
+    """
+    digests = {path.as_posix(): sha256_file(path) for path in sorted(_flat(files))}
+    export = reports["export"]
+    shipped = [*export["adapter_files"], *(export["files"] if export["ships"] == "merged" else [])]
+    digests |= {file["path"]: file["sha256"] for file in shipped}
+    return {
+        "code": git_commit(aside=RESULTS),
+        "base": {key: base[key] for key in ("source", "name", "revision", "license")} | {"manifest_sha256": sha256_file(paths.BASE)},
+        "params": {"sha256": hashlib.sha256(canonical_json(sections).encode()).hexdigest(), "values": sections},
+        "environment": {"requirements_lock_sha256": sha256_file(paths.LOCK), "packages": versions(PACKAGES)},
+        "training": reports["train_machine"],
+        "energy": energy,
+        "files": dict(sorted(digests.items())),
+    }
+
+
+def _flat(files: list[Path]) -> set[Path]:
+    """The files themselves and those in the folders."""
+    return {found for path in files for found in (path.rglob("*") if path.is_dir() else [path]) if found.is_file()}
+
+
+def energy_of(machine: Report, grid: float) -> dict[str, float] | None:
+    """The training's energy and what the grid emitted for it.
+
+    Args:
+        machine: reports/train_machine.json.
+        grid: grams of CO2 for a kilowatt-hour.
+
+    Returns:
+        `kilowatt_hours`, `grid_grams_per_kilowatt_hour` and `co2_grams`, or None where the machine measured no energy.
+    """
+    joules = machine["energy_joules"]
+    if joules is None:
+        return None
+    kilowatt_hours = joules / JOULES_PER_KILOWATT_HOUR
+    return {"kilowatt_hours": kilowatt_hours, "grid_grams_per_kilowatt_hour": grid, "co2_grams": kilowatt_hours * grid}

@@ -1,0 +1,127 @@
+"""What card and report say of the training: curves, settings, machine, and where everything comes from.
+
+In: the reports of train and export, the curves, the provenance. Out: charts and (name, value) pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stages.card.charts import Chart, line_chart
+from stages.card.reading import Report
+from stages.card.words import count, duration, number, percent, size
+
+Curve = Sequence[Mapping[str, float]]
+UNMEASURED = "not measured on this machine"
+
+
+def points(curve: Curve, column: str) -> list[tuple[float, float]]:
+    """A column of a curve over its steps; steps without a value are left out."""
+    return [(line["step"], line[column]) for line in curve if column in line]
+
+
+def charts(train: Curve, validation: Curve, speed: Curve) -> list[Chart]:
+    """Loss, learning rate, gradient norm, speed and memory over the optimiser steps."""
+    losses = [("training", "first", points(train, "loss")), ("validation", "second", points(validation, "loss"))]
+    drawn = [line_chart("Loss", "nats per learnt token", losses)]
+    for title, unit, curve, column, scale in (
+        ("Learning rate", "", train, "learning_rate", 1.0),
+        ("Gradient norm", "before clipping", train, "grad_norm", 1.0),
+        ("Speed", "tokens a second", speed, "tokens_per_second", 1.0),
+        ("Memory", "GB", speed, "memory_bytes", 1e-9),
+    ):
+        values = [(step, value * scale) for step, value in points(curve, column)]
+        if values:
+            drawn.append(line_chart(title, unit, [(title.lower(), "first", values)]))
+    return drawn
+
+
+def settings(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parameters that shape the adapter, by their names in params.yaml."""
+    pairs = [
+        (f"{section}.{name}", value) for section in ("train", "numerics", "tokenize", "prompt") for name, value in sections[section].items()
+    ]
+    return [(name, _said(value)) for name, value in [("seed", sections["seed"]), *pairs]]
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def export_words(report: Report) -> list[str]:
+    """What ships and how far the merged model is from the adapter, in sentences."""
+    if report["ships"] == "adapter":
+        return ["The adapter ships; nothing was merged (export.merge: false)."]
+    found, rows = report["agreement"]["answer"], count(report["agreement"]["prompts"])
+    compared = report["compared"]
+    return [
+        f"The merged model in models/export/merged was made from the base's weights as fetched, loaded again from its folder, and compared "
+        f"with the adapter over the base at {compared['quantization']} and {compared['compute_dtype']}.",
+        f"On {count(found['positions'])} answer tokens of {rows} held-out rows it picks the same next "
+        f"token in {percent(found['top1_agreement'])} of cases; the mean KL divergence is {number(found['kl_mean_nats'])} nats, the "
+        f"largest logit difference {number(found['max_logit_difference'])}.",
+    ]
+
+
+def disk(report: Report) -> list[tuple[str, str]]:
+    """Sizes of adapter and merged model."""
+    said = [("Adapter on disk", size(report["adapter_bytes"]))]
+    return [*said, ("Merged model on disk", size(report["merged_bytes"]))] if report["ships"] == "merged" else said
+
+
+def training_note(reports: Mapping[str, Report]) -> str:
+    """Steps, rows and time in one sentence."""
+    train, machine = reports["train"], reports["train_machine"]
+    ended = " It stopped early, on the validation loss." if train["stopped_early"] else ""
+    validation = f", {number(train['validation_loss'])} on the validation rows" if train["validation_loss"] is not None else ""
+    return (
+        f"{count(train['steps'])} optimiser steps in {duration(machine['seconds'])}. "
+        f"The loss per learnt token ended at {number(train['train_loss'])}{validation}.{ended}"
+    )
+
+
+def machine(reports: Mapping[str, Report], energy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Processor, memory, time, energy of the training, and what the result takes on disk."""
+    found = reports["train_machine"]
+    host = found["machine"]
+    said = [("Processor", host["processor"]), ("Cores", count(host["cores"])), ("Memory", size(host["memory_bytes"]))]
+    if found["gpu"] is not None:
+        said.append(("GPU", found["gpu"]))
+    said += [
+        ("Training time", duration(found["seconds"])),
+        ("Training speed", f"{number(found['tokens_per_second'])} tokens a second"),
+        ("Peak memory", size(found["peak_memory_bytes"])),
+        *_energy(energy),
+    ]
+    if found["resumed_from"]:
+        said.append(("Resumed from step", ", ".join(map(str, found["resumed_from"]))))
+    return said + disk(reports["export"])
+
+
+def _energy(energy: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    if energy is None:
+        return [("Energy and CO2", UNMEASURED)]
+    grid = f"at {number(energy['grid_grams_per_kilowatt_hour'])} g/kWh"
+    return [("Energy", f"{number(energy['kilowatt_hours'])} kWh"), ("CO2", f"{number(energy['co2_grams'])} g {grid}")]
+
+
+def origin(provenance: Mapping[str, Any], reports: Mapping[str, Report]) -> list[tuple[str, str]]:
+    """Commit, base, parameters, packages and the adapter's digest."""
+    code, base = provenance["code"], provenance["base"]
+    state = " with changes that are not committed" if code["dirty"] else ""
+    weights = [file for file in reports["export"]["adapter_files"] if file["path"].endswith(".safetensors")]
+    packages = [f"{name} {version}" for name, version in provenance["environment"]["packages"].items() if version is not None]
+    return [
+        ("Git commit", f"{code['commit']}{state}" if code["commit"] else "not in a git repository"),
+        ("Base", f"{base['name']}, {base['revision']}"),
+        ("Base manifest, sha256", base["manifest_sha256"]),
+        ("Parameters, sha256", provenance["params"]["sha256"]),
+        ("Pinned packages, sha256", provenance["environment"]["requirements_lock_sha256"]),
+        *((f"{file['path']}, sha256", file["sha256"]) for file in weights),
+        ("Packages", ", ".join(packages)),
+    ]

@@ -1,0 +1,70 @@
+"""How card and report write numbers, and what a score of each metric is called.
+
+In: numbers of the reports. Out: text.
+"""
+
+from dataclasses import dataclass
+
+TASKS = {"arc_easy": "ARC-easy", "hellaswag": "HellaSwag", "openbookqa": "OpenBookQA", "lambada": "LAMBADA"}
+
+
+def count(value: float) -> str:
+    """A whole number with thousands apart: 15,120."""
+    return f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share in per cent, one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def number(value: float) -> str:
+    """A number in at most four significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def size(value: float) -> str:
+    """Bytes in the decimal unit that fits."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes where there are two or more."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured, and how its values are said.
+
+    Attributes:
+        name: as compare.json says it.
+        is_share: whether values are shares of items, from 0 to 1; the others are losses.
+    """
+
+    name: str
+    is_share: bool
+
+    def value(self, score: float) -> str:
+        """A score: 61.3 %, or 1.234 for a loss."""
+        return percent(score) if self.is_share else f"{score:.3f}"
+
+    def gap(self, difference: float) -> str:
+        """A difference with its sign: +39.3 points, or −0.210 for a loss."""
+        return f"{signed(100 * difference, 1)} points" if self.is_share else signed(difference, 3)
+
+    def limits(self, low: float, high: float) -> str:
+        """An interval of differences: +33.0 to +45.6."""
+        return f"{signed(100 * low, 1)} to {signed(100 * high, 1)}" if self.is_share else f"{signed(low, 3)} to {signed(high, 3)}"
+
+
+ACCURACY = Metric("accuracy", True)
+FILTERS = {"count": count, "percent": percent, "number": number, "size": size, "duration": duration}
