@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -12,14 +12,17 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def progress(items: Iterable[T], stage: str, total: int | None = None, unit: str = "row") -> Iterator[T]:
+def progress(
+    items: Iterable[T], stage: str, total: int | None = None, unit: str = "row", size: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
     """Passes items on and shows how many were done, the rate and the time left.
 
     Args:
         items: what to pass on.
         stage: the name shown.
-        total: how many items there are, where `items` has no length.
-        unit: what one item is.
+        total: how many units there are, where `items` has no length or an item is not one unit.
+        unit: what is counted.
+        size: how many units an item is.
 
     Yields:
         Each item, unchanged.
@@ -27,11 +30,16 @@ def progress(items: Iterable[T], stage: str, total: int | None = None, unit: str
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=stage, total=total, unit=unit, leave=False)
+        with tqdm(desc=stage, total=total, unit=unit, leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
     start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    done = 0
+    for item in items:
         yield item
+        done += size(item)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now

@@ -1,0 +1,206 @@
+"""The plan of a training: which rows are in which micro-batch of which optimiser step. In: row lengths and params. Out: steps.
+
+It is made before the first step, in plain Python, so that it can be tested, counted and resumed at any step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from stages.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # torch's cross_entropy leaves these targets out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRow:
+    """A row as tokenize wrote it.
+
+    Attributes:
+        id: the row's id.
+        input_ids: `[tokens] int64`.
+        trained: `[tokens] bool`, the tokens to learn.
+    """
+
+    id: str
+    input_ids: np.ndarray
+    trained: np.ndarray
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are learnt: the first has nothing before it that could predict it."""
+        return int(self.trained[1:].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step.
+
+    Attributes:
+        number: counted from 1.
+        micro_batches: row numbers, one tuple a forward pass.
+    """
+
+    number: int
+    micro_batches: tuple[tuple[int, ...], ...]
+
+    @property
+    def rows(self) -> list[int]:
+        """The row numbers of all its micro-batches."""
+        return [row for micro_batch in self.micro_batches for row in micro_batch]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tensors of one forward pass, on the CPU.
+
+    Attributes:
+        input_ids: `[rows, tokens] int64`; packed rows lie end to end in one row.
+        position_ids: `[1, tokens] int64`, from 0 in every packed row, or None where rows are padded on the right.
+        columns: `[kept] int64`, the columns in which any row has a target: logits of the others are not computed.
+        targets: `[rows, kept] int64`, the next token, or -100.
+    """
+
+    input_ids: "torch.Tensor"
+    position_ids: "torch.Tensor | None"
+    columns: "torch.Tensor"
+    targets: "torch.Tensor"
+
+
+def read_tokens(path: Path) -> list[TokenRow]:
+    """Reads what tokenize wrote.
+
+    Args:
+        path: a Parquet file of id, input_ids, trained.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: a row has no token to learn.
+    """
+    rows = [
+        TokenRow(record["id"], np.array(record["input_ids"], dtype=np.int64), np.array(record["trained"], dtype=bool))
+        for record in pq.read_table(path).to_pylist()
+    ]
+    for row in rows:
+        if not row.targets:
+            raise UserError(f"{path}: row {row.id} has no token to learn, so no loss; tokenise again: dvc repro -f -s tokenize")
+    return rows
+
+
+def plan(
+    lengths: Sequence[int], epochs: float, max_steps: int | None, effective_batch: int, micro_batch_tokens: int, batching: str, seed: int
+) -> list[Step]:
+    """Deals the rows out to optimiser steps: a fresh shuffle every epoch, each row once an epoch.
+
+    Args:
+        lengths: tokens of each row.
+        epochs: passes over the rows; of a broken one, the first steps.
+        max_steps: the plan is cut there, or None.
+        effective_batch: rows of a step; the last of an epoch may have fewer.
+        micro_batch_tokens: tokens of one forward pass at most, padding included.
+        batching: bucket | pack.
+        seed: of the shuffles.
+
+    Returns:
+        The steps.
+    """
+    fill = pack if batching == "pack" else bucket
+    an_epoch = math.ceil(len(lengths) / effective_batch)
+    total = math.ceil(round(epochs * an_epoch, 6))
+    total = total if max_steps is None else min(total, max_steps)
+    steps: list[Step] = []
+    for epoch in range(math.ceil(total / an_epoch)):
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths)).tolist()
+        for start in range(0, len(order), effective_batch):
+            rows = order[start : start + effective_batch]
+            steps.append(Step(len(steps) + 1, tuple(fill(rows, lengths, micro_batch_tokens))))
+    return steps[:total]
+
+
+def bucket(rows: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+    """Rows of like length together, longest first, so that rows times the longest stays within the limit.
+
+    Args:
+        rows: row numbers.
+        lengths: tokens of each row of the data.
+        limit: tokens of one micro-batch, padding included; a single row above it is a micro-batch of its own.
+
+    Returns:
+        Micro-batches of row numbers.
+    """
+    filled: list[list[int]] = []
+    for row in _longest_first(rows, lengths):
+        if not filled or (len(filled[-1]) + 1) * lengths[filled[-1][0]] > limit:
+            filled.append([])
+        filled[-1].append(row)
+    return [tuple(micro_batch) for micro_batch in filled]
+
+
+def pack(rows: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+    """Rows laid end to end, each in the first micro-batch with room (first fit, longest first).
+
+    Args:
+        rows: row numbers.
+        lengths: tokens of each row of the data.
+        limit: tokens of one micro-batch; a single row above it is a micro-batch of its own.
+
+    Returns:
+        Micro-batches of row numbers.
+    """
+    filled: list[list[int]] = []
+    room: list[int] = []
+    for row in _longest_first(rows, lengths):
+        place = next((number for number, free in enumerate(room) if free >= lengths[row]), None)
+        if place is None:
+            place = len(filled)
+            filled.append([])
+            room.append(limit)
+        filled[place].append(row)
+        room[place] -= lengths[row]
+    return [tuple(micro_batch) for micro_batch in filled]
+
+
+def _longest_first(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    return sorted(rows, key=lambda row: -lengths[row])
+
+
+def collate(rows: Sequence[TokenRow], batching: str, pad: int) -> Batch:
+    """The tensors of one micro-batch.
+
+    Padding stands on the right and needs no attention mask: under causal attention no token sees what follows it. Packed rows need
+    none either: transformers keeps them apart by the position ids, which start again at every row.
+
+    Args:
+        rows: the micro-batch.
+        batching: bucket | pack.
+        pad: the token to pad with; it is neither seen nor learnt.
+
+    Returns:
+        The batch.
+    """
+    import torch
+
+    following = [np.append(np.where(row.trained[1:], row.input_ids[1:], IGNORED), IGNORED) for row in rows]
+    if batching == "pack":
+        input_ids = np.concatenate([row.input_ids for row in rows])[None]
+        targets = np.concatenate(following)[None]
+        position_ids = torch.from_numpy(np.concatenate([np.arange(len(row.input_ids)) for row in rows])[None])
+    else:
+        shape = (len(rows), max(len(row.input_ids) for row in rows))
+        input_ids, targets = np.full(shape, pad), np.full(shape, IGNORED)
+        for number, row in enumerate(rows):
+            input_ids[number, : len(row.input_ids)] = row.input_ids
+            targets[number, : len(row.input_ids)] = following[number]
+        position_ids = None
+    columns = np.flatnonzero((targets != IGNORED).any(0))
+    return Batch(torch.from_numpy(input_ids), position_ids, torch.from_numpy(columns), torch.from_numpy(targets[:, columns]))

@@ -1,0 +1,81 @@
+"""A workspace in which only train is left to run: manifest, tokenizer and tokenised rows are there, made without the stages before it."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.core.models import NEW_TOKENS, digests
+from tests import tiny
+
+Tokens = tuple[str, list[int], list[bool]]
+
+
+def token_rows(count: int, vocabulary: int, seed: int = 0, answer: int = 3) -> list[Tokens]:
+    """Rows of 8 to 40 random tokens, of which the last few, which follow from the first, are trained."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        prompt = [rng.randrange(3, vocabulary) for _ in range(rng.randrange(5, 37))]
+        ids = [*prompt, *[3 + prompt[0] % 7] * (answer - 1), 2]
+        rows.append((f"row{number:03d}", ids, [False] * len(prompt) + [True] * answer))
+    return rows
+
+
+def write_tokens(path: Path, rows: Sequence[Tokens]) -> None:
+    """Writes rows as tokenize does."""
+    schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema), path)
+
+
+def prepare(root: Path, base: Path, rows: int = 24, validation: int = 6, **changes: Any) -> Path:
+    """Copies the repository and gives train its inputs."""
+    tiny.make_workspace(root, base)
+    files = sorted(path for path in base.iterdir() if path.is_file())
+    listed = [{"path": p.name, "bytes": p.stat().st_size, "sha256": d} for p, d in zip(files, digests(files), strict=True)]
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
+    manifest = {"source": "folder", "name": "tiny", "revision": None, "license": None, "location": str(base), "files": listed}
+    manifest |= {"parameters": 100_000, "vocabulary": vocabulary, "architecture": "LlamaForCausalLM"}
+    (root / "models").mkdir(exist_ok=True)
+    (root / "models/base.json").write_text(json.dumps(manifest))
+    write_tokens(root / "data/tokenized/train.parquet", token_rows(rows, vocabulary))
+    write_tokens(root / "data/tokenized/validation.parquet", token_rows(validation, vocabulary, seed=1))
+    folder = root / "data/tokenized/tokenizer"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (base / name).is_file():
+            shutil.copy(base / name, folder)
+    (folder / NEW_TOKENS).write_text("{}")
+    tiny.edit_params(root, train__target_modules="all-linear", **changes)
+    return root
+
+
+def start(root: Path, code: str = "") -> subprocess.Popen[str]:
+    """Starts `python -m stages.train`, after running some code in the same process."""
+    program = f"{code}\nimport runpy; runpy.run_module('stages.train', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program] if code else [sys.executable, "-m", "stages.train"]
+    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(root: Path, code: str = "") -> tuple[int, str]:
+    """Runs it to its end: exit code and what it said."""
+    process = start(root, code)
+    said = process.communicate(timeout=300)
+    return process.returncode, "".join(said)
+
+
+def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Waits until something is there, or the process has ended, or too long."""
+    end = time.monotonic() + seconds
+    while not found() and process.poll() is None:
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.002)
