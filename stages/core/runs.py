@@ -76,6 +76,23 @@ def _at(values: Any, key: str, file: str) -> Any:
     return values
 
 
+def _leaves(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs by the names a reader knows: a file's path, `params.yaml: train.rank`, `dvc.yaml: cmd`."""
+    leaves: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                walk(f"{name}.{key}", item)
+        else:
+            leaves[name] = value
+
+    for name, value in inputs.items():
+        kind, _, rest = name.partition(":")
+        walk(rest.replace(":", ": ", 1) if kind == "param" else rest or f"{paths.PIPELINE}: {name}", value)
+    return leaves
+
+
 def digest(inputs: dict[str, Any]) -> str:
     """The key of a run: 16 hex digits of the sha256 of its inputs in canonical JSON."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
@@ -101,8 +118,8 @@ class Run:
         Raises:
             UserError: an input changed while the stage ran; the work dir stays, so that putting the input back resumes.
         """
-        now = stage_inputs(self.stage)
-        moved = sorted(name for name in self.inputs.keys() | now.keys() if self.inputs.get(name) != now.get(name))
+        start, now = _leaves(self.inputs), _leaves(stage_inputs(self.stage))
+        moved = sorted(name for name in start.keys() | now.keys() if start.get(name, ...) != now.get(name, ...))
         if moved:
             raise UserError(
                 f"{', '.join(moved)} changed while {self.stage} ran, so nothing was published; "
