@@ -159,7 +159,9 @@ def describe(chat: Chat, manifest: dict[str, Any], params: Tokenize, new: dict[s
         notes.append(f"The tokenizer begins plain texts with {tokenizer.bos_token}, the template does not; the template is followed.")
     if template.startswith(FIXED_DATE):
         notes.append("The template asks for today's date; it is given 26 Jul 2024, so that equal rows stay equal.")
-    if size < rows and not new:
+    if size - len(new) > rows:
+        notes.append(f"The tokenizer names {size - len(new) - rows} tokens for which the base has no row; no row of the data uses them.")
+    if size < rows:
         notes.append(f"The embedding has {rows - size} rows more than the tokenizer has tokens; they are never used.")
     return {
         "tokenizer": type(tokenizer).__name__,
@@ -170,7 +172,7 @@ def describe(chat: Chat, manifest: dict[str, Any], params: Tokenize, new: dict[s
             "sha256": hashlib.sha256(template.encode()).hexdigest(),
             "adds_system_message": system,
         },
-        "embedding": {"rows": rows, "vocabulary": size, "rows_in_training": max(rows, size if new else rows)},
+        "embedding": {"rows": rows, "vocabulary": size, "rows_in_training": max(rows, size)},
         "new_tokens": new,
         "notes": notes,
     }
