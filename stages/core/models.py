@@ -204,12 +204,15 @@ def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocab
 def _silence() -> None:
     """Keeps the libraries' loading bars and remarks on kernels off the terminal; errors still show."""
     import logging
+    import warnings
 
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT 0.21 reads a property that transformers 5 has renamed
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _mean_rows(model: "PreTrainedModel", added: int) -> None:
