@@ -7,6 +7,7 @@ schema's metadata, and reports/evaluate_VARIANT.json. Finished tasks stay in the
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import sys
@@ -132,6 +133,7 @@ def asked(
     from stages.evaluate.engine import Engine
 
     start = time.monotonic()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
     folder.mkdir(parents=True, exist_ok=True)
     write_task(task, folder)
     engine = Engine(model, tokenizer, batch_size, f"{stage} {task.key}", rendered=task.name == "domain")

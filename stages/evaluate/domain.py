@@ -4,14 +4,14 @@ In: test and training rows. Out: tasks. The base has not seen the labels, so it 
 """
 
 import random
-import re
 from typing import TYPE_CHECKING
 
+from stages.core.answers import normal
 from stages.core.errors import UserError
 from stages.core.params import Params
 from stages.core.prompts import ask, render_prompt
 from stages.core.records import Message, Row
-from stages.evaluate.tasks import UNREAD, Task, label_task, loss_task
+from stages.evaluate.tasks import Task, label_task, loss_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,10 +104,7 @@ def check_labels(labels: list[str], max_new_tokens: int, tokenizer: "PreTrainedT
     """
     seen: dict[str, str] = {}
     for label in labels:
-        read = label
-        for unread in UNREAD:
-            read = re.sub(unread, "", read)
-        other = seen.setdefault(read.lower(), label)
+        other = seen.setdefault(normal(label), label)
         if other != label:
             raise UserError(
                 f"the labels {other!r} and {label!r} differ only in case, quotes or later lines, which scoring ignores; rename one"

@@ -1,14 +1,16 @@
-"""lm-eval's Hugging Face model with shared work done once: the same answers and log-likelihoods from fewer tokens.
+"""lm-eval's Hugging Face model with no work done twice: the same answers and log-likelihoods from fewer tokens.
 
-In: lm-eval's requests. Out: what `HFLM` returns for them. A prefix that several requests share runs through the model once, its
-keys and values are repeated, and the output layer, a fifth of a small model's work, sees only the positions that are scored.
+In: lm-eval's requests. Out: what `HFLM` returns for them. Rows lie end to end in one sequence, so that nothing is padding; an attention
+mask keeps them apart and lets the choices of a question share its context, and all prompts their common beginning. The output layer, a
+fifth of a small model's work, sees only the positions that are scored.
 """
 
 import contextlib
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,9 +21,47 @@ from transformers import DynamicCache
 
 from stages.core.progress import progress
 
-LOGITS = 2**27  # the most float32 numbers that one pass's logits may hold: 512 MiB, and as much again for their softmax
+PACK = 1024  # tokens of one pass at most, but for a longer row: attention's work grows with the square
+ALL = -1  # the group or branch of tokens that every group or branch sees
 
 Ids = list[int]
+
+
+@dataclass
+class Pack:
+    """Tokens that lie in one sequence: a token sees those before it in its own group, in its own branch and in what `ALL` see."""
+
+    ids: Ids = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    group: list[int] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
+
+    def add(self, ids: Ids, start: int, group: int, branch: int = ALL) -> int:
+        """Appends tokens.
+
+        Args:
+            ids: the tokens.
+            start: the position of the first in its own row.
+            group: the row or question they belong to.
+            branch: the choice they belong to.
+
+        Returns:
+            The index of the first.
+        """
+        first = len(self.ids)
+        self.ids += ids
+        self.position += range(start, start + len(ids))
+        self.group += [group] * len(ids)
+        self.branch += [branch] * len(ids)
+        return first
+
+    def mask(self, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """[1, 1, new, all] additive mask of the last `new` tokens over all: 0 where a token sees another, the lowest number elsewhere."""
+        position, group, branch = (torch.tensor(values, device=device) for values in (self.position, self.group, self.branch))
+        seen = position <= position[-new:, None]
+        for owner in (group, branch):
+            seen &= (owner == owner[-new:, None]) | (owner == ALL)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)[None, None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +71,7 @@ class Group:
     Attributes:
         shared: the tokens that all their inputs begin with.
         tails: what follows in each request's input, often nothing.
-        context: how many tokens of an input are not scored; the first scored token is predicted at `context` - 1.
+        context: how many tokens of an input are not scored; token number `context` - 1 predicts the first scored one.
         targets: each request's tokens to score.
         places: each request's index in the caller's list.
     """
@@ -42,9 +82,14 @@ class Group:
     targets: list[Ids]
     places: list[int]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens go through the model."""
+        return len(self.shared) + sum(map(len, self.tails))
+
 
 class Engine(HFLM):
-    """`HFLM` around a loaded model, equal to it within rounding."""
+    """`HFLM` around a loaded model, equal to it within rounding; models whose layers attend to a window, or not at all, are left to it."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, stage: str, rendered: bool) -> None:
         """Wraps a model.
@@ -56,12 +101,14 @@ class Engine(HFLM):
             stage: the name shown with the progress.
             rendered: whether prompts come from a chat template, which writes every special token itself, or are plain text.
         """
-        super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, add_bos_token=False if rendered else None
-        )
+        bos = False if rendered else None
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, add_bos_token=bos)
         self.stage = stage
         self.rendered = rendered
         self.terminal = sys.stderr
+        config = self.model.config
+        self.packs = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        self.packs &= getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
 
     def shown(self, batches: list[Any]) -> Iterator[Any]:
         """Passes batches on with the stage's progress bar, on the terminal that lm-eval's own bars are kept from."""
@@ -74,7 +121,7 @@ class Engine(HFLM):
             yield batch
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
-        """The tokens of the context and of the continuation; a rendered prompt is never cut before its last line break."""
+        """The tokens of the context and of the continuation; a rendered prompt keeps its last line break."""
         if not self.rendered:
             return super()._encode_pair(context, continuation)
         whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
@@ -89,56 +136,60 @@ class Engine(HFLM):
 
         Args:
             requests: key, context tokens, continuation tokens.
-            disable_tqdm: unused, there is one progress bar a stage.
-            override_bs: unused, batches are filled by `batches`.
+            disable_tqdm: for `HFLM` alone; here is one progress bar a stage.
+            override_bs: for `HFLM` alone.
 
         Returns:
             One pair a request, in the requests' order.
         """
+        if not self.packs:
+            return super()._loglikelihood_tokens(list(requests), disable_tqdm, override_bs)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         groups = grouped(requests, self.max_length)
-        for batch in self.shown(batches(groups, int(self.batch_size), LOGITS // self.model.config.vocab_size)):
+        for batch in self.shown(batches(groups, [len(g.targets) for g in groups], [g.tokens for g in groups], int(self.batch_size))):
             self._score(batch, answers)
         return answers
 
     def _score(self, groups: list[Group], answers: list[tuple[float, bool]]) -> None:
-        """Runs the shared tokens of some groups, then their tails on the repeated cache, and writes each request's answer."""
-        kept = max(len(group.shared) - group.context + 1 for group in groups)
-        cache = DynamicCache(config=self.model.config) if any(any(group.tails) for group in groups) else None
-        mask = left_mask([len(group.shared) for group in groups], self.device)
-        ids = left_padded([group.shared for group in groups], self.eot_token_id, self.device)
-        head = self._forward(ids, mask, cache, kept)  # [group, kept, vocabulary], the last column is the last shared token
-        tails = None
-        if cache is not None:
-            owners = [index for index, group in enumerate(groups) for tail in group.tails if tail]
-            sequences = [tail for group in groups for tail in group.tails if tail]
-            cache.batch_select_indices(torch.tensor(owners, device=self.device))
-            tail_ids = right_padded(sequences, self.eot_token_id, self.device)
-            tails = self._forward(tail_ids, torch.cat([mask[owners], torch.ones_like(tail_ids)], dim=1), cache, tail_ids.shape[1])
-        row = 0
-        for index, group in enumerate(groups):
-            for tail, target, place in zip(group.tails, group.targets, group.places, strict=True):
-                scores = head[index, kept - (len(group.shared) - group.context + 1) :]
-                if tail:
-                    assert tails is not None
-                    scores = torch.cat([scores, tails[row, : len(tail)]])
-                    row += 1
-                wanted = torch.tensor(target, device=self.device)
-                logs = torch.log_softmax(scores.float(), dim=-1).gather(1, wanted[:, None])
-                answers[place] = (float(logs.sum()), bool((scores.argmax(dim=-1) == wanted).all()))
+        """Runs some groups in one pass and writes each request's answer."""
+        pack = Pack()
+        asked: list[tuple[int, list[int], Ids]] = []
+        for number, group in enumerate(groups):
+            first = pack.add(group.shared, 0, number)
+            for branch, (tail, target, place) in enumerate(zip(group.tails, group.targets, group.places, strict=True)):
+                after = pack.add(tail, len(group.shared), number, branch)
+                inputs = [*range(first, first + len(group.shared)), *range(after, after + len(tail))]
+                asked.append((place, inputs[group.context - 1 :], target))
+        wanted = sorted({index for _, inputs, _ in asked for index in inputs})
+        row = {index: number for number, index in enumerate(wanted)}
+        logits = self._forward(pack, len(pack.ids), None, wanted).float()
+        best, norms = logits.argmax(dim=-1), torch.logsumexp(logits, dim=-1)
+        for place, inputs, target in asked:
+            rows, tokens = torch.tensor([row[index] for index in inputs]), torch.tensor(target, device=self.device)
+            score = (logits[rows, tokens] - norms[rows]).sum()
+            answers[place] = (float(score), bool((best[rows] == tokens).all()))
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None, kept: int) -> torch.Tensor:
-        """Logits of the last `kept` positions; `mask` covers the cached tokens too and gives each token its position."""
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    def _forward(self, pack: Pack, new: int, cache: DynamicCache | None, wanted: list[int]) -> torch.Tensor:
+        """Runs the last `new` tokens of a pack, the others being in the cache.
+
+        Args:
+            pack: all tokens so far.
+            new: how many of them, at the end, are not in the cache.
+            cache: keys and values of the tokens before; the new ones are added to it.
+            wanted: which of the new tokens' next-token logits to compute, counted among the new.
+
+        Returns:
+            [wanted, vocabulary] logits.
+        """
         output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
+            input_ids=torch.tensor([pack.ids[-new:]], device=self.device),
+            attention_mask=pack.mask(new, self.model.dtype, self.device),
+            position_ids=torch.tensor([pack.position[-new:]], device=self.device),
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=kept,
+            logits_to_keep=torch.tensor(wanted, device=self.device),
         )
-        return output.logits
+        return output.logits[0]
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -146,50 +197,49 @@ class Engine(HFLM):
 
         Args:
             requests: prompt and generation settings each, the settings alike in all.
-            disable_tqdm: unused, there is one progress bar a stage.
+            disable_tqdm: for `HFLM` alone.
 
         Returns:
             One answer a request, in the requests' order.
         """
+        if not self.packs:
+            return super().generate_until(requests, disable_tqdm)
         settings = requests[0].args[1]
         stops, limit = [*settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False)], int(settings["max_gen_toks"])
         prompts = [self.tok_encode(request.args[0])[-(self.max_length - limit) :] for request in requests]
-        shared = min(common_prefix(prompts), min(len(prompt) for prompt in prompts) - 1)
-        prefix = DynamicCache(config=self.model.config)
+        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+        beginning, cache = Pack(), DynamicCache()
         if shared:
-            beginning = torch.tensor([prompts[0][:shared]], device=self.device)
-            self._forward(beginning, torch.ones_like(beginning), prefix, 1)
+            beginning.add(prompts[0][:shared], 0, ALL)
+            self._forward(beginning, shared, cache, [0])
+        answers: list[str] = []
         rests = [prompt[shared:] for prompt in prompts]
-        order = sorted(range(len(rests)), key=lambda index: -len(rests[index]))
-        size = int(self.batch_size)
-        answers = [""] * len(requests)
-        for batch in self.shown([order[start : start + size] for start in range(0, len(order), size)]):
-            cache = copy.deepcopy(prefix)
-            cache.batch_repeat_interleave(len(batch))
-            for index, ids in zip(batch, self._continue([rests[index] for index in batch], shared, cache, stops, limit), strict=True):
-                answers[index] = postprocess_generated_text(self.tok_decode(ids), stops, None)
+        for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) for rest in rests], int(self.batch_size))):
+            for ids in self._continue(batch, copy.deepcopy(beginning), copy.deepcopy(cache), stops, limit):
+                answers.append(postprocess_generated_text(self.tok_decode(ids), stops, None))
         return answers
 
-    def _continue(self, rests: list[Ids], shared: int, cache: DynamicCache, stops: list[str], limit: int) -> list[Ids]:
-        """Greedy tokens after prompts whose first `shared` tokens are in the cache."""
-        rows = len(rests)
-        mask = torch.cat(
-            [torch.ones(rows, shared, dtype=torch.long, device=self.device), left_mask([len(r) for r in rests], self.device)], dim=1
-        )
-        ids = left_padded(rests, self.eot_token_id, self.device)
-        written: list[Ids] = [[] for _ in rests]
-        open_rows = set(range(rows))
-        for _ in range(limit):
-            best = self._forward(ids, mask, cache, 1)[:, -1].argmax(dim=-1)
-            for row, token in enumerate(best.tolist()):
-                if row in open_rows:
-                    written[row].append(token)
-                    if token == self.eot_token_id or any(stop in self.tok_decode(written[row]) for stop in stops):
-                        open_rows.remove(row)
+    def _continue(self, rests: list[Ids], pack: Pack, cache: DynamicCache, stops: list[str], limit: int) -> list[Ids]:
+        """Greedy tokens after prompts of which `pack` and `cache` hold the common beginning."""
+        before = len(pack.ids)
+        for row, rest in enumerate(rests):
+            pack.add(rest, before, row)
+        ends = [end - 1 for end in accumulate(map(len, rests))]
+        best = self._forward(pack, len(pack.ids) - before, cache, ends).argmax(dim=-1).tolist()
+        written: list[Ids] = [[token] for token in best]
+        for step in range(1, limit):
+            open_rows = [
+                row
+                for row, ids in enumerate(written)
+                if len(ids) == step and ids[-1] != self.eot_token_id and not any(stop in self.tok_decode(ids) for stop in stops)
+            ]
             if not open_rows:
                 break
-            ids = best[:, None]
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            for row in open_rows:
+                pack.add(written[row][-1:], before + len(rests[row]) + step - 1, row)
+            best = self._forward(pack, len(open_rows), cache, list(range(len(open_rows)))).argmax(dim=-1).tolist()
+            for row, token in zip(open_rows, best, strict=True):
+                written[row].append(token)
         return written
 
 
@@ -200,9 +250,16 @@ def common_prefix(sequences: Sequence[Ids]) -> int:
 
 
 def grouped(requests: Sequence[tuple[Any, Ids, Ids]], max_length: int) -> list[Group]:
-    """Requests with equal contexts together, the longest groups first so that a lack of memory shows at once.
+    """Requests with equal contexts together, in order of their first.
 
     A request is cut on the left to the model's length, as `HFLM` does it; the last token of a continuation is scored and never an input.
+
+    Args:
+        requests: key, context tokens, continuation tokens.
+        max_length: tokens the model can read.
+
+    Returns:
+        The groups.
     """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for place, (_, context, continuation) in enumerate(requests):
@@ -214,35 +271,18 @@ def grouped(requests: Sequence[tuple[Any, Ids, Ids]], max_length: int) -> list[G
         inputs = [[*start, *target[:-1]] for target in targets]
         shared = common_prefix(inputs)
         groups.append(Group(inputs[0][:shared], [ids[shared:] for ids in inputs], len(start), targets, places))
-    return sorted(groups, key=lambda group: (-len(group.shared), group.places))
+    return groups
 
 
-def batches(groups: list[Group], most_rows: int, most_positions: int) -> list[list[Group]]:
-    """Groups in order, cut into batches of at most so many rows and at most so many positions with logits; never an empty one."""
-    done: list[list[Group]] = []
-    for group in groups:
-        tried = [*done[-1], group] if done else []
-        rows = sum(len(one.targets) for one in tried)
-        if tried and rows <= most_rows and rows * max(len(target) for one in tried for target in one.targets) <= most_positions:
-            done[-1] = tried
-        else:
-            done.append([group])
+def batches(items: list[Any], rows: list[int], tokens: list[int], most_rows: int) -> list[list[Any]]:
+    """Items in order, in batches of at most `most_rows` rows and `PACK` tokens; an item that is larger alone has its own."""
+    done: list[list[Any]] = []
+    rows_left = tokens_left = 0
+    for item, item_rows, item_tokens in zip(items, rows, tokens, strict=True):
+        if not done or item_rows > rows_left or item_tokens > tokens_left:
+            done.append([])
+            rows_left, tokens_left = most_rows, PACK
+        done[-1].append(item)
+        rows_left -= item_rows
+        tokens_left -= item_tokens
     return done
-
-
-def left_padded(sequences: list[Ids], pad: int, device: torch.device) -> torch.Tensor:
-    """[row, longest] int64, padding in front."""
-    longest = max(map(len, sequences))
-    return torch.tensor([[pad] * (longest - len(ids)) + ids for ids in sequences], device=device)
-
-
-def left_mask(lengths: list[int], device: torch.device) -> torch.Tensor:
-    """[row, longest] int64: 0 on the padding in front, 1 on tokens."""
-    longest = max(lengths)
-    return torch.tensor([[0] * (longest - length) + [1] * length for length in lengths], device=device)
-
-
-def right_padded(sequences: list[Ids], pad: int, device: torch.device) -> torch.Tensor:
-    """[row, longest] int64, padding behind, where no scored token looks."""
-    longest = max(map(len, sequences))
-    return torch.tensor([ids + [pad] * (longest - len(ids)) for ids in sequences], device=device)

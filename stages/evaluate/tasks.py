@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from stages.core.answers import UNREAD
 from stages.core.files import canonical_json, write_json
 from stages.core.prompts import conversation, render_prompt
 from stages.core.records import Row, write_table
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GENERAL = ("arc_easy", "hellaswag", "openbookqa", "lambada")
-# what `exact_match` does not look at, in answer and label alike: quotes and spaces around, all but the first line, a closing full stop
-UNREAD = [r"^[\s\"'*`]+", r"(?s)\n.*", r"[\s\"'*`.,:;!]+$"]
 
 
 @dataclass(frozen=True)

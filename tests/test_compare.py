@@ -1,0 +1,173 @@
+"""The verdicts of compare on evaluations whose truth is known."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from stages.compare import __main__ as compare
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.files import read_details
+from stages.core.params import Params, load_params
+from stages.core.records import Row, with_ids, write_rows, write_table
+from tests import tiny
+
+SETTINGS: dict[str, Any] = {
+    "seed": 1,
+    "device": "cpu",
+    "versions": {"torch": "2"},
+    "tasks": {
+        "domain_plain": {"metric": "exact_match", "higher_is_better": True, "sha256": "a"},
+        "arc_easy_raw": {"metric": "acc_norm", "higher_is_better": True, "sha256": "b"},
+        "lambada_raw": {"metric": "acc", "higher_is_better": True, "sha256": "c"},
+    },
+}
+LABELS = sorted(tiny.WORDS)
+
+
+def labelled(count: int, start: int = 0) -> list[Row]:
+    rows = []
+    for text in tiny.labelled_rows(start + count)[start:]:
+        messages = ({"role": "user", "content": text["text"]}, {"role": "assistant", "content": text["label"]})
+        rows.append(Row("", messages, None, None, text["label"], "s", "o", None))
+    return list(with_ids(rows))
+
+
+TEST, TRAIN = labelled(120), labelled(60, start=200)
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """The committed parameters, in an empty folder that holds test and training rows."""
+    params = load_params(tiny.ROOT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    for path in (paths.SPLIT_TEST, paths.EVALUATION["base"]):
+        path.parent.mkdir(parents=True)
+    write_rows(paths.SPLIT_TEST, TEST)
+    write_rows(paths.SPLIT_TRAIN, TRAIN)
+    return params
+
+
+def domain(right: set[int], prompt: str = "plain") -> list[dict[str, Any]]:
+    """The test rows, of which some are answered right, some with another label and some with no label."""
+    items = []
+    for number, row in enumerate(TEST):
+        answer = f" {row.answer}." if number in right else [LABELS[LABELS.index(row.answer) - 1], "I think so"][number % 2]
+        items.append(
+            {"task": "domain", "prompt": prompt, "item_id": row.id, "score": float(number in right), "answer": answer, "target": row.answer}
+        )
+    return items
+
+
+def general(right: set[int], count: int = 400) -> list[dict[str, Any]]:
+    names = ["arc_easy", "lambada"]
+    return [
+        {"task": names[n % 2], "prompt": "raw", "item_id": f"{n}", "score": float(n in right), "answer": None, "target": "x"}
+        for n in range(count)
+    ]
+
+
+def write(variant: str, items: list[dict[str, Any]], settings: dict[str, Any] = SETTINGS) -> None:
+    keys = [*SETTINGS["tasks"], "domain_few_shot"]
+    asked = {f"{item['task']}_{item['prompt']}" for item in items}
+    tasks = {key: settings["tasks"].get(key, settings["tasks"]["domain_plain"]) for key in keys if key in asked}
+    write_table(
+        paths.EVALUATION[variant],
+        pa.Table.from_pylist(items).replace_schema_metadata({"settings": json.dumps({**settings, "tasks": tasks})}),
+    )
+
+
+def report(params: Params) -> dict[str, Any]:
+    compare.main(params)
+    return read_details(paths.COMPARE_REPORT)
+
+
+def test_a_model_compared_with_itself_shows_no_difference_and_forgets_nothing(params: Params) -> None:
+    items = [*domain(set(range(40))), *general(set(range(250)))]
+    write("base", items)
+    write("tuned", items)
+    found = report(params)
+    assert (found["verdict"], found["forgetting"]) == ("no difference", "none")
+    assert (found["domain"]["difference"], found["domain"]["p_value"], found["general"]["difference"]) == (0, 1, 0)
+    assert (found["won"], found["lost"]) == ([], [])
+
+
+def test_a_better_model_is_called_improved_against_the_bases_best_prompt(params: Params) -> None:
+    write("base", [*domain(set(range(10))), *domain(set(range(50)), "few_shot"), *general(set(range(250)))])
+    write("tuned", [*domain(set(range(5, 110))), *general(set(range(250)))])
+    found = report(params)
+    assert found["verdict"] == "improved"
+    assert found["base_prompt"] == "few_shot"
+    assert found["domain"]["base"] == found["domain"]["base_few_shot"] == pytest.approx(50 / 120)
+    assert found["domain"]["tuned"] == pytest.approx(105 / 120)
+    assert found["domain"]["ci95"][0] < found["domain"]["difference"] < found["domain"]["ci95"][1]
+    (row,) = [task for task in found["tasks"] if (task["task"], task["prompt"]) == ("domain", "few_shot")]
+    assert (row["won"], row["lost"]) == (60, 5)
+    assert sorted(found["lost"]) == sorted(row.id for row in TEST[:5])
+    assert len(found["samples"]) == 6
+    assert found["samples"][0]["text"] in {row.text for row in TEST}
+
+
+@pytest.mark.parametrize(("lost", "word"), [(0, "none"), (3, "none"), (12, "within limit"), (60, "over limit")])
+def test_forgetting_is_judged_by_the_pooled_general_items(params: Params, lost: int, word: str) -> None:
+    write("base", [*domain(set(range(40))), *general(set(range(300)))])
+    write("tuned", [*domain(set(range(40))), *general(set(range(lost, 300)))])
+    found = report(params)
+    assert found["forgetting"] == word
+    assert found["general"]["difference"] == pytest.approx(-lost / 400)
+    assert found["general"]["items"] == 400
+    assert found["general_loss"]["up_to"] > lost / 400
+    assert found["general_loss"]["limit_excluded"] == (found["general_loss"]["up_to"] <= params.compare.max_forgetting)
+
+
+def test_a_lower_cost_of_the_reference_answers_is_an_improvement(params: Params) -> None:
+    rng = random.Random(0)
+    settings = {**SETTINGS, "tasks": {"domain_plain": {"metric": "bits_per_byte", "higher_is_better": False, "sha256": "a"}}}
+    before = [
+        {"task": "domain", "prompt": "plain", "item_id": row.id, "score": 2 + rng.random(), "answer": None, "target": row.answer}
+        for row in TEST
+    ]
+    write("base", before, settings)
+    write("tuned", [{**item, "score": item["score"] - 0.3 - rng.random() / 10} for item in before], settings)
+    found = report(params)
+    assert (found["verdict"], found["forgetting"]) == ("improved", "not measured")
+    assert found["domain"]["difference"] < 0
+    assert (found["tasks"][0]["won"], found["tasks"][0]["lost"]) == (len(TEST), 0)
+    assert found["domain"]["classical"] is None
+    write("tuned", [{**item, "score": item["score"] + 0.3} for item in before], settings)
+    assert report(params)["verdict"] == "worse"
+
+
+def test_evaluations_that_were_not_made_alike_are_refused_with_what_differs(params: Params) -> None:
+    items = [*domain({1}), *general({1})]
+    write("base", items)
+    other = {**SETTINGS, "device": "cuda", "versions": {"torch": "3"}}
+    write("tuned", items, {**other, "tasks": {**SETTINGS["tasks"], "lambada_raw": {**SETTINGS["tasks"]["lambada_raw"], "sha256": "z"}}})
+    with pytest.raises(UserError, match=r"device \(cpu and cuda\), tasks.lambada_raw.sha256 \(c and z\), versions.torch \(2 and 3\)"):
+        compare.main(params)
+    assert not paths.COMPARE_REPORT.exists()
+
+
+def test_the_classical_baseline_learns_from_the_training_rows_and_stands_beside_the_verdict(params: Params) -> None:
+    write("base", [*domain(set()), *general(set())])
+    write("tuned", [*domain(set(range(120))), *general(set())])
+    found = report(params)
+    assert found["domain"]["classical"] > 0.9  # the labels have words of their own
+    assert found["classical"]["base"] == found["domain"]["classical"]
+    assert found["majority"] == pytest.approx(1 / 3)
+    assert sum(map(sum, found["confusion"]["base"]["counts"])) == 120
+    assert found["confusion"]["tuned"]["counts"] == [[40 * (i == j) for j in range(4)] for i in range(3)]
+    assert found["accuracy_by_label"] == [{"label": label, "items": 40, "base": 0, "tuned": 1} for label in LABELS]
+
+
+def test_the_report_has_the_same_bytes_twice(params: Params) -> None:
+    write("base", [*domain(set(range(30))), *general(set(range(150)))])
+    write("tuned", [*domain(set(range(20, 90))), *general(set(range(140)))])
+    compare.main(params)
+    first = paths.COMPARE_REPORT.read_bytes()
+    compare.main(params)
+    assert paths.COMPARE_REPORT.read_bytes() == first
