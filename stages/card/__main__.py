@@ -1,12 +1,10 @@
 """card: the model card, its provenance and the HTML report.
 
-In: the reports, the base's manifest and the curves; the evaluated items and the test rows for samples; the data files for their digests.
+In: the reports, the base's manifest and the curves; the data files for their digests alone.
 Out: reports/card/README.md, reports/card/provenance.json, reports/report.html.
 """
 
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from stages.card.facts import Sources, gather
 from stages.card.model_card import card, check_licences
@@ -16,7 +14,6 @@ from stages.card.report import html
 from stages.core import paths
 from stages.core.files import outputs, write_json
 from stages.core.params import Params
-from stages.core.records import read_rows
 from stages.core.stage import run_stage
 
 REPORTS = {
@@ -61,8 +58,6 @@ def main(params: Params) -> None:
         base=base,
         reports=reports,
         curves={name: read_curve(path) for name, path in CURVES.items()},
-        outcomes={name: pq.read_table(path).to_pylist() for name, path in paths.EVALUATION.items()},
-        test_rows=read_rows(paths.SPLIT_TEST),
         sections=sections,
         provenance=provenance,
     )

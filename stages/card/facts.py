@@ -3,16 +3,14 @@
 In: reports, curves, outcomes, parameters, provenance. Out: Facts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stages.card import data_facts, result_facts, run_facts, snippets
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
-from stages.card.samples import Sample, confusions, samples
-from stages.card.words import count
-from stages.core.records import Row
+from stages.card.words import PROMPTS, count
 
 RARE_ROWS = 20  # of training, below which a label is named among the limits
 
@@ -25,8 +23,6 @@ class Sources:
         base: models/base.json.
         reports: the stages' reports by name.
         curves: train, validation and speed.
-        outcomes: the items of evaluate, base and tuned.
-        test_rows: the rows they are about.
         sections: the parameters by section.
         provenance: what provenance.json holds.
     """
@@ -34,8 +30,6 @@ class Sources:
     base: Report
     reports: Mapping[str, Report]
     curves: Mapping[str, run_facts.Curve]
-    outcomes: Mapping[str, Sequence[dict[str, Any]]]
-    test_rows: Sequence[Row]
     sections: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
@@ -49,16 +43,19 @@ class Facts:
     verdict: result_facts.Verdict
     metric: str
     better: str
+    level: str
     items: int
-    domain: list[result_facts.Score]
+    domain: list[result_facts.Comparison]
+    scores: list[result_facts.Score]
     axis: list[str]
     difference: str
-    tasks: list[result_facts.TaskResult]
+    majority: str | None
+    tasks: list[result_facts.Comparison]
     forgetting: str
-    label_columns: list[str]
-    labels: list[result_facts.Label]
-    confusions: list[tuple[str, str, int]]
-    samples: list[Sample]
+    best_prompt: str
+    labels: list[Report]
+    mistakes: list[tuple[str, str, int]]
+    samples: list[Report]
     base: Report
     limits: list[str]
     sources: list[dict[str, Any]]
@@ -91,9 +88,8 @@ def gather(sources: Sources) -> Facts:
     reports, sections = sources.reports, sources.sections
     compare, split, fetched = reports["compare"], reports["split"], reports["fetch_data"]
     metric = result_facts.metric_of(compare)
-    prompt = result_facts.best_prompt(compare)
+    domain = result_facts.domain(compare)
     steps = data_facts.funnel(reports)
-    columns, labels = result_facts.labels(reports, prompt)
     labelled = split["labels"]["train"].keys() != {"(none)"}
     losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
     return Facts(
@@ -103,15 +99,18 @@ def gather(sources: Sources) -> Facts:
         metric=metric.name,
         better="more is better" if metric.is_share else "less is better",
         items=compare["domain"]["items"],
-        domain=result_facts.domain_scores(compare),
+        level=result_facts.level(compare),
+        domain=domain,
+        scores=result_facts.scores(domain),
         axis=result_facts.axis(compare),
         difference=result_facts.difference(compare),
         tasks=result_facts.tasks(compare, reports["fetch_general"]),
-        forgetting=result_facts.forgetting(compare, sections["compare"]["max_forgetting"]),
-        label_columns=columns,
-        labels=labels,
-        confusions=confusions(sources.outcomes["tuned"]),
-        samples=samples(sources.outcomes["base"], sources.outcomes["tuned"], prompt, sources.test_rows),
+        majority=result_facts.majority(compare),
+        forgetting=result_facts.forgetting(compare),
+        best_prompt=PROMPTS[compare["base_prompt"]],
+        labels=result_facts.labels(compare),
+        mistakes=result_facts.mistakes(compare),
+        samples=result_facts.samples(compare),
         base=sources.base,
         limits=_limits(reports, sections),
         sources=data_facts.origin(fetched),
@@ -151,7 +150,7 @@ def _limits(reports: Mapping[str, Report], sections: Mapping[str, Any]) -> list[
     taught = split["labels"]["train"]
     rare = [f"{label} ({count(rows)})" for label, rows in sorted(taught.items()) if rows < RARE_ROWS]
     if rare and "(none)" not in taught:
-        said.append(f"Labels with few training rows were hardly learnt: {', '.join(rare)}.")
+        said.append(f"Few training rows taught these labels: {', '.join(rare)}.")
     said.append("It was tuned on one kind of question and answers others as its base does, or worse.")
     if sections["numerics"]["quantization"] != "none":
         said.append(f"All scores are those of the adapter over the base at {sections['numerics']['quantization']}.")

@@ -20,21 +20,23 @@ def card(facts: Facts, sources: Sources) -> str:
 def metadata(facts: Facts, sources: Sources) -> ModelCardData:
     """What the hub shows and filters by."""
     sections, classified = sources.sections, bool(facts.labels)
+    tasks = sources.reports["fetch_general"]["tasks"]
     results = [
         EvalResult(
-            task_type="text-classification" if classified and found["dataset"] == "domain" else "text-generation",
-            dataset_type=found["dataset"],
-            dataset_name=", ".join(source["name"] for source in facts.sources) if found["dataset"] == "domain" else TASKS[found["dataset"]],
-            dataset_split="test",
+            task_type="text-classification" if classified and found["task"] == "domain" else "text-generation",
+            dataset_type=found["task"],
+            dataset_name=TASKS.get(found["task"], ", ".join(source["name"] for source in facts.sources)),
+            dataset_split=tasks[found["task"]]["split"] if found["task"] in tasks else "test",
             metric_type=found["metric"],
             metric_value=found["value"],
         )
         for found in eval_results(sources.reports["compare"])
     ]
+    package = sources.reports["fetch_data"]["package"]
     return ModelCardData(
         model_name=facts.name,
         base_model=sources.base["name"],
-        datasets=[source["name"] for source in facts.sources],
+        datasets=[package["name"]] if package is not None else None,  # a user's file has no name on the hub
         language=sections["card"]["language"],
         license=sections["card"]["license"],
         library_name="peft",

@@ -1,17 +1,18 @@
-"""What card and report say of the result: the verdict in words, scores with intervals, tasks, labels.
+"""What card and report say of the result: the verdict in words, scores, tasks, labels, samples.
 
-In: the reports of evaluate and compare. Out: what the templates show.
+In: the reports of compare and fetch_general. Out: what the templates show.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, TASKS, Metric, count, number
+from stages.card.words import ACCURACY, METRICS, PROMPTS, TASKS, Metric, count, number, percent
 
-PROMPTS = {"plain": "training prompt", "label_list": "list of labels", "few_shot": "with examples"}
+SHOWN_MISTAKES = 6
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,34 @@ class Score:
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """One task of the general suite, base and tuned."""
+class Comparison:
+    """The tuned model against another on the same items, in words.
+
+    Attributes:
+        name: the other model, or the task.
+        other: its score.
+        tuned: the tuned model's score.
+        gap: tuned minus other.
+        limits: the interval of the gap.
+        p_value: of no difference.
+        won: items won by the tuned model.
+        lost: items lost.
+        items: how many.
+        scores: both as places on an axis, the other first.
+        source: what fetch_general says of the task, or None for the domain.
+    """
 
     name: str
-    base: str
+    other: str
     tuned: str
     gap: str
-    items: int
-    available: int
-    split: str
-    license: str
+    limits: str
+    p_value: str
+    won: str
+    lost: str
+    items: str
     scores: tuple[Score, ...]
+    source: Report | None
 
 
 @dataclass(frozen=True)
@@ -69,94 +86,139 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Label:
-    """A label's test rows and the share each model got right."""
-
-    name: str
-    items: int
-    shares: tuple[float, ...]
-
-
 def metric_of(compare: Report) -> Metric:
     """The domain's metric."""
     name = compare["domain"]["metric"]
-    return Metric(name.replace("_", " "), name != "bits_per_byte")
+    return Metric(METRICS.get(name, name.replace("_", " ")), name != "bits_per_byte")
 
 
-def _score(name: str, kind: str, metric: Metric, value: float, ci: list[float] | None, top: float) -> Score:
-    low, high = (100 * end / top for end in ci) if ci else (None, None)
-    interval = f"{metric.value(ci[0])} to {metric.value(ci[1])}" if ci else None
+def level(compare: Report) -> str:
+    """What the intervals cover: 95 %."""
+    return f"{100 * (1 - compare['alpha']):g} %"
+
+
+def wilson(share: float, items: int, alpha: float) -> tuple[float, float]:
+    """The score interval of a share (Wilson, 1927, Probable inference, the law of succession, and statistical inference, JASA 22).
+
+    Args:
+        share: of successes.
+        items: how many were tried, at least one.
+        alpha: the interval covers 1 - alpha.
+
+    Returns:
+        Lower and upper end.
+    """
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    middle = share + z * z / (2 * items)
+    spread = z * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
+    scale = 1 + z * z / items
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def _score(name: str, kind: str, metric: Metric, value: float, items: int, alpha: float, top: float) -> Score:
+    ends = wilson(value, items, alpha) if metric.is_share else None
+    low, high = (100 * end / top for end in ends) if ends else (None, None)
+    interval = f"{metric.value(ends[0])} to {metric.value(ends[1])}" if ends else None
     return Score(name, kind, metric.value(value), interval, 100 * value / top, low, high)
 
 
-def domain_scores(compare: Report) -> list[Score]:
-    """The base's ways of being asked, the tuned model, the classical baseline; what was not measured is left out."""
-    domain, metric = compare["domain"], metric_of(compare)
-    shown = [(f"Base, {PROMPTS[way['prompt']]}", "base", way["score"], way["ci95"]) for way in compare["base_prompts"]]
-    shown.append(("Tuned", "tuned", domain["tuned"], compare["tuned_ci95"]))
-    if domain["classical"] is not None:
-        shown.append(("Classical", "classical", domain["classical"], compare["classical_ci95"]))
-    top = 1.0 if metric.is_share else nice_ticks(0.0, max(_measured(compare)))[-1]
-    return [_score(name, kind, metric, value, ci, top) for name, kind, value, ci in shown]
+def _against(entry: Report, name: str, kind: str, metric: Metric, alpha: float, top: float, source: Report | None = None) -> Comparison:
+    """One line of compare's `tasks`."""
+    other = _score(name if source is None else "Base", kind, metric, entry["base"], entry["items"], alpha, top)
+    tuned = _score("Tuned", "tuned", metric, entry["tuned"], entry["items"], alpha, top)
+    return Comparison(
+        name=name,
+        other=other.text,
+        tuned=tuned.text,
+        gap=metric.gap(entry["difference"]),
+        limits=metric.limits(*entry["ci95"]),
+        p_value=number(entry["p_value"]),
+        won=count(entry["won"]),
+        lost=count(entry["lost"]),
+        items=count(entry["items"]),
+        scores=(other, tuned),
+        source=source,
+    )
 
 
-def _measured(compare: Report) -> list[float]:
-    """Every score on the domain."""
-    domain = compare["domain"]
-    scores = [*(way["score"] for way in compare["base_prompts"]), domain["tuned"], domain["classical"]]
-    return [score for score in scores if score is not None]
+def domain(compare: Report) -> list[Comparison]:
+    """The tuned model against each way of asking the base, and against the classical baseline."""
+    metric, top = metric_of(compare), _top(compare)
+    found = [
+        _against(entry, f"Base, {PROMPTS[entry['prompt']]}", "base", metric, compare["alpha"], top)
+        for entry in compare["tasks"]
+        if entry["task"] == "domain"
+    ]
+    if compare["classical"] is not None:
+        found.append(_against(compare["classical"], "Classical classifier", "classical", metric, compare["alpha"], top))
+    return found
+
+
+def _top(compare: Report) -> float:
+    """Where the domain's axis ends: at 1 for shares, above the largest score for losses."""
+    if metric_of(compare).is_share:
+        return 1.0
+    largest = max(max(entry["base"], entry["tuned"]) for entry in compare["tasks"] if entry["task"] == "domain")
+    return nice_ticks(0.0, largest)[-1]
 
 
 def axis(compare: Report) -> list[str]:
     """The labels of the domain's axis at its quarters."""
-    metric = metric_of(compare)
-    if metric.is_share:
-        return [f"{place} %" for place in (0, 25, 50, 75, 100)]
-    top = nice_ticks(0.0, max(_measured(compare)))[-1]
-    return [number(top * quarter / 4) for quarter in range(5)]
+    top, metric = _top(compare), metric_of(compare)
+    return [f"{25 * quarter} %" if metric.is_share else number(top * quarter / 4) for quarter in range(5)]
 
 
-def tasks(compare: Report, fetched: Report) -> list[TaskResult]:
+def scores(comparisons: list[Comparison]) -> list[Score]:
+    """One score a model: the base's, the tuned model's, the classical baseline's."""
+    base = [comparison.scores[0] for comparison in comparisons if comparison.scores[0].kind == "base"]
+    classical = [comparison.scores[0] for comparison in comparisons if comparison.scores[0].kind == "classical"]
+    return [*base, comparisons[0].scores[1], *classical]
+
+
+def tasks(compare: Report, fetched: Report) -> list[Comparison]:
     """The general suite, task by task."""
-    found = []
-    for task in compare["general_tasks"]:
-        base = _score("Base", "base", ACCURACY, task["base"], task["base_ci95"], 1.0)
-        tuned = _score("Tuned", "tuned", ACCURACY, task["tuned"], task["tuned_ci95"], 1.0)
-        gap = f"{ACCURACY.gap(task['difference'])} (95 % interval {ACCURACY.limits(*task['ci95'])})"
-        source = fetched["tasks"][task["task"]]
-        facts = (task["items"], source["available"], source["split"], source["license"])
-        found.append(TaskResult(TASKS.get(task["task"], task["task"]), base.text, tuned.text, gap, *facts, (base, tuned)))
-    return found
+    return [
+        _against(entry, TASKS[entry["task"]], "base", ACCURACY, compare["alpha"], 1.0, fetched["tasks"][entry["task"]])
+        for entry in compare["tasks"]
+        if entry["task"] != "domain"
+    ]
 
 
 def difference(compare: Report) -> str:
     """The paired difference on the domain in one sentence."""
-    domain, metric = compare["domain"], metric_of(compare)
-    interval = f"95 % interval {metric.limits(*domain['ci95'])}, p = {number(domain['p_value'])}"
+    metric = metric_of(compare)
+    best = next(entry for entry in compare["tasks"] if entry["task"] == "domain" and entry["prompt"] == compare["base_prompt"])
+    interval = f"{level(compare)} interval {metric.limits(*best['ci95'])}, p = {number(best['p_value'])}"
     return (
-        f"The tuned model against the base's best prompt, row by row: {metric.gap(domain['difference'])} ({interval}); "
-        f"{count(domain['won'])} rows won, {count(domain['lost'])} lost."
+        f"The tuned model against the base with its best prompt, row by row: {metric.gap(best['difference'])} ({interval}); "
+        f"{count(best['won'])} rows won, {count(best['lost'])} lost."
     )
 
 
-def forgetting(compare: Report, limit: float) -> str:
-    """The difference on the general suite in one sentence."""
-    general = compare["general"]
-    change = f"{ACCURACY.gap(general['difference'])} (95 % interval {ACCURACY.limits(*general['ci95'])})"
-    return f"All tasks together: {change}. Forgetting: {compare['forgetting']}; the limit is {number(100 * limit)} points."
+def forgetting(compare: Report) -> str:
+    """The difference on the general suite, and what these items could not have shown."""
+    general, loss = compare["general"], compare["general_loss"]
+    if general["difference"] is None:
+        return "Forgetting was not measured: no general question was asked."
+    change = f"{ACCURACY.gap(general['difference'])} ({level(compare)} interval {ACCURACY.limits(*general['ci95'])})"
+    said = f"All {count(general['items'])} general questions together: {change}. Forgetting: {compare['forgetting']}."
+    limit, up_to = (f"{100 * value:.1f} points" for value in (loss["limit"], loss["up_to"]))
+    if loss["limit_excluded"]:
+        return f"{said} A loss of more than {up_to} is unlikely; {limit} would be tolerated."
+    return (
+        f"{said} A loss of up to {up_to} cannot be excluded, and {limit} would be tolerated: ask more questions to be sure (general.items)."
+    )
 
 
 def verdict(compare: Report) -> Verdict:
     """The result in plain words."""
     domain, metric = compare["domain"], metric_of(compare)
-    best = (max if metric.is_share else min)(way["score"] for way in compare["base_prompts"])
     tone, mark, title = {
         "improved": ("good", "✓", "Better at its task"),
         "no difference": ("even", "≈", "No measurable difference"),
         "worse": ("bad", "✗", "Worse at its task"),
     }[compare["verdict"]]
-    tuned, base, items = metric.value(domain["tuned"]), metric.value(best), count(domain["items"])
+    tuned, base, items = metric.value(domain["tuned"]), metric.value(domain["base"]), count(domain["items"])
     if metric.is_share:
         first = f"It is right on {tuned} of {items} held-out rows; the base with its best prompt is right on {base}."
     else:
@@ -170,12 +232,15 @@ def verdict(compare: Report) -> Verdict:
 
 
 def _forgotten(compare: Report) -> str:
-    change = ACCURACY.gap(compare["general"]["difference"])
+    forgotten, general = compare["forgetting"], compare["general"]
+    if forgotten == "not measured":
+        return "Whether it forgot anything was not measured."
+    change = ACCURACY.gap(general["difference"])
     return {
-        "none": f"No loss was found on the general questions ({change}).",
-        "within limit": f"On the general questions it changed by {change}, within the limit set.",
-        "over limit": f"On the general questions it changed by {change}, more than the limit set.",
-    }[compare["forgetting"]]
+        "none": f"On general questions no loss beyond chance was found ({change}).",
+        "within limit": f"On general questions it lost accuracy ({change}), within the limit set.",
+        "over limit": f"On general questions it lost accuracy ({change}), more than the limit set.",
+    }[forgotten]
 
 
 def _classical(classical: float, tuned: float, metric: Metric) -> str:
@@ -186,24 +251,41 @@ def _classical(classical: float, tuned: float, metric: Metric) -> str:
     return f"For comparison, {measured}."
 
 
-def labels(reports: Mapping[str, Report], prompt: str) -> tuple[list[str], list[Label]]:
-    """The share right by label, base and tuned, the most frequent label first; empty where answers are not labels."""
-    tuned, base = (reports[name]["accuracy_by_label"] for name in ("evaluate_tuned", "evaluate_base"))
-    if "plain" not in tuned:
-        return [], []
-    found = [Label(name, entry["items"], (base[prompt][name]["accuracy"], entry["accuracy"])) for name, entry in tuned["plain"].items()]
-    return [f"Base, {PROMPTS[prompt]}", "Tuned"], sorted(found, key=lambda label: (-label.items, label.name))
+def majority(compare: Report) -> str | None:
+    """What always answering the most frequent label would give, in one sentence; None where answers are not labels."""
+    share = compare["majority"]
+    return None if share is None else f"Always answering the most frequent label would be right on {percent(share)}."
 
 
-def best_prompt(compare: Report) -> str:
-    """The base's best way of being asked."""
-    return str(compare["domain"]["base_prompt"])
+def labels(compare: Report) -> list[Report]:
+    """The share right by label, base and tuned, the most frequent label first."""
+    return sorted(compare["accuracy_by_label"], key=lambda entry: (-entry["items"], entry["label"]))
+
+
+def mistakes(compare: Report) -> list[tuple[str, str, int]]:
+    """The tuned model's most frequent mistakes: the right label, the answer, how often."""
+    if compare["confusion"] is None:
+        return []
+    table = compare["confusion"]["tuned"]
+    found = [
+        (label, answer, times)
+        for label, row in zip(table["labels"], table["counts"], strict=True)
+        for answer, times in zip(table["columns"], row, strict=True)
+        if answer != label and times
+    ]
+    return sorted(found, key=lambda item: (-item[2], item[:2]))[:SHOWN_MISTAKES]
+
+
+def samples(compare: Report) -> list[Report]:
+    """Rows with both answers; none where answers are weighed and not generated."""
+    return [sample for sample in compare["samples"] if sample["tuned"] is not None]
 
 
 def eval_results(compare: Report) -> list[dict[str, Any]]:
-    """The scores as the metadata of a model card has them: task, dataset, metric, value."""
+    """The tuned model's scores as a model card's metadata has them: task, metric, value, and the split they were measured on."""
     domain = compare["domain"]
+    general = [entry for entry in compare["tasks"] if entry["task"] != "domain"]
     return [
-        {"dataset": "domain", "metric": domain["metric"], "value": domain["tuned"]},
-        *({"dataset": task["task"], "metric": "accuracy", "value": task["tuned"]} for task in compare["general_tasks"]),
+        {"task": "domain", "metric": domain["metric"], "value": domain["tuned"]},
+        *({"task": entry["task"], "metric": entry["metric"], "value": entry["tuned"]} for entry in general),
     ]

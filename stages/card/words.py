@@ -6,6 +6,8 @@ In: numbers of the reports. Out: text.
 from dataclasses import dataclass
 
 TASKS = {"arc_easy": "ARC-easy", "hellaswag": "HellaSwag", "openbookqa": "OpenBookQA", "lambada": "LAMBADA"}
+PROMPTS = {"plain": "training prompt", "label_list": "list of labels", "few_shot": "with examples"}
+METRICS = {"exact_match": "accuracy"}
 
 
 def count(value: float) -> str:
@@ -37,8 +39,9 @@ def duration(seconds: float) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A number with its sign, a true minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    """A number with its sign, a true minus; what rounds to nothing has none."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 @dataclass(frozen=True)
