@@ -14,6 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.models import NEW_TOKENS, digests
+from stages.core.params import Train, load_params
+from stages.train import adapter
+from stages.train.batches import plan, read_tokens
+from stages.train.sft import Training, make_optimizer
+from stages.train.stop import Stop
+from stages.train.tracking import Tracker
 from tests import tiny
 
 Tokens = tuple[str, list[int], list[bool]]
@@ -79,3 +85,36 @@ def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: 
     while not found() and process.poll() is None:
         assert time.monotonic() < end, "nothing came"
         time.sleep(0.002)
+
+
+def training(base: Path, root: Path, rows: int = 12, validation: int = 4, **settings: Any) -> Training:
+    """A training of the tiny base in this process, before its first step."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    params = load_params(tiny.ROOT / "params.yaml")
+    plain = {"rank": 4, "alpha": 8, "effective_batch": 4, "micro_batch_tokens": 128, "eval_every": 100, "warmup_share": 0.0}
+    train = Train.model_validate({**params.train.model_dump(), **plain, **settings})
+    root.mkdir(parents=True, exist_ok=True)
+    write_tokens(root / "train.parquet", token_rows(rows, 380))
+    write_tokens(root / "validation.parquet", token_rows(validation, 380, seed=1))
+    read = read_tokens(root / "train.parquet")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
+    model = adapter.attach(model, train, [], seed=1)
+    lengths = [len(row.input_ids) for row in read]
+    return Training(
+        model=model,
+        optimizer=make_optimizer(list(adapter.trainable(model).values()), train, "cpu"),
+        plan=plan(lengths, train.epochs, train.max_steps, train.effective_batch, train.micro_batch_tokens, train.batching, 1),
+        rows=read,
+        validation=read_tokens(root / "validation.parquet"),
+        settings=train,
+        runtime=params.runtime,
+        seed=1,
+        device="cpu",
+        dtype=torch.float32,
+        pad=2,
+        root=root,
+        tracker=Tracker(root / "live"),
+        stop=Stop(),
+    )

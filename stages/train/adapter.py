@@ -58,7 +58,7 @@ def attach(base: "PreTrainedModel", settings: "Train", new_tokens: Sequence[int]
         model = get_peft_model(base, config)
     assert isinstance(model, PeftModel)
     if settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
