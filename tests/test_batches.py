@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.train.batches import IGNORED, Step, TokenRow, bucket, collate, pack, plan, read_tokens
+from stages.train.batches import IGNORED, PASS_TOKENS, Step, TokenRow, bucket, collate, pack, plan, read_tokens
 from tests import trainable
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=80)
@@ -66,6 +66,25 @@ def test_buckets_hold_rows_of_like_length_and_packs_fill_the_gaps() -> None:
     lengths = [50, 10, 48, 12, 11, 9]
     assert bucket(range(6), lengths, 100) == [(0, 2), (3, 4, 1, 5)]
     assert pack(range(6), lengths, 70) == [(0, 3), (2, 4, 1), (5,)]
+
+
+def test_another_forward_pass_is_made_only_where_it_saves_more_padding_than_it_costs() -> None:
+    assert bucket(range(4), [20, 19, 18, 17], 1000) == [(0, 1, 2, 3)]
+    assert bucket(range(4), [200, 20, 20, 20], 1000) == [(0,), (1, 2, 3)]
+
+
+@given(LENGTHS, st.integers(60, 300))
+def test_buckets_compute_no_more_than_filling_one_pass_after_the_other(lengths: list[int], tokens: int) -> None:
+    greedy: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not greedy or (len(greedy[-1]) + 1) * lengths[greedy[-1][0]] > tokens:
+            greedy.append([])
+        greedy[-1].append(row)
+
+    def cost(passes: list[list[int]]) -> int:
+        return sum(size(tuple(rows), lengths, "bucket") + PASS_TOKENS for rows in passes)
+
+    assert cost([list(rows) for rows in bucket(range(len(lengths)), lengths, tokens)]) <= cost(greedy)
 
 
 def row(ids: list[int], trained: list[bool], name: str = "r") -> TokenRow:
