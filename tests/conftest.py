@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: the tiny base, made once, and a fresh tiny workspace."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,16 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Pat
     assert done.returncode == 0, done.stdout
     for command in (["git", "add", "-A"], ["git", "commit", "-qm", "results"]):
         subprocess.run(command, cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def finished(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the reproduced workspace, without DVC's cache, the current folder while the test runs."""
+    root = tmp_path / "workspace"
+    shutil.copytree(reproduced, root, ignore=shutil.ignore_patterns("cache", ".work", "tmp"))
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(root)
     return root
 
 

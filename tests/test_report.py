@@ -3,14 +3,24 @@
 import itertools
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.card import __main__ as card
 from stages.card.charts import MOST_POINTS, line_chart, nice_ticks, sparkline, tick_label
 from stages.card.report import TEMPLATES
+from stages.card.result_facts import wilson
+from stages.core import paths
+from stages.core.files import read_details
+from stages.core.params import load_params
+from tests import tiny
+from tests.finished import change, lively, loss_only
 
 FINITE = st.floats(min_value=-1e9, max_value=1e9, allow_nan=False).map(lambda value: float(f"{value:.6g}"))
 
@@ -80,12 +90,10 @@ class Page(HTMLParser):
         self.ids += [given["id"]] if given.get("id") else []
         if given.get("role") == "img":
             self.labelled.append(bool(given.get("aria-label")))
-        if tag not in {"meta", "i", "polyline", "path", "line"}:
+        if tag != "meta":
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in {"i"}:
-            return
         assert self.open.pop() == tag, f"</{tag}> closes another element"
 
 
@@ -113,3 +121,105 @@ def test_every_colour_of_text_can_be_read_on_its_ground_in_light_and_dark() -> N
                 assert contrast(colour[ink], colour[ground]) >= 4.5, (ink, ground)
         assert contrast(colour["soft"], colour["faint"]) >= 4.5
         assert contrast(colour["learnt-ink"], colour["learnt"]) >= 4.5
+
+
+def page(edit: Callable[[dict[str, Any]], object] = lambda report: None) -> str:
+    """Runs the stage and reads the report."""
+    change(paths.COMPARE_REPORT, edit)
+    card.main(load_params())
+    return paths.HTML_REPORT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("edit", [lambda report: None, lively, loss_only], ids=["tiny run", "good run", "rows without labels"])
+def test_the_page_is_whole_and_asks_nothing_of_the_network(finished: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    text = page(edit)
+    read = Page(text)
+    assert read.open == []
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(read.tags)
+    addresses = {
+        name: value or "" for name, value in read.attributes if name in {"href", "src", "srcset", "action", "background", "poster"}
+    }
+    assert set(addresses) <= {"href"}
+    assert [name for name, _ in read.attributes if name.startswith("on")] == []
+    assert re.search(r"url\(|@import|expression\(", text) is None
+    anchors = [value for name, value in read.attributes if name == "href" and value]
+    assert anchors
+    assert [anchor for anchor in anchors if anchor[0] != "#" or anchor[1:] not in read.ids] == []
+    assert len(read.ids) == len(set(read.ids))
+    assert read.labelled
+    assert all(read.labelled)
+    assert str(finished) not in text
+    assert "default-src 'none'" in text
+
+
+def test_equal_reports_give_an_equal_page(finished: Path) -> None:
+    assert page() == page()
+
+
+EVIL = "<script>alert('x')</script>"
+
+
+def test_no_text_of_a_row_a_label_or_a_parameter_is_read_as_html(finished: Path) -> None:
+    def poison(report: dict[str, Any]) -> None:
+        lively(report)
+        for sample in report["samples"]:
+            sample |= {"text": EVIL, "target": EVIL, "base": EVIL, "tuned": EVIL}
+        report["accuracy_by_label"][0]["label"] = EVIL
+        report["confusion"]["tuned"]["labels"][0] = EVIL
+
+    change(paths.LABEL_REPORT, lambda report: report.update(suspects=1, top_suspects=[suspect(EVIL)]))
+    change(paths.TOKENIZE_REPORT, lambda report: report["preview"][0].update(tokens=[[EVIL, True], ['" onload="', False]]))
+    change(paths.CLEAN_REPORT, lambda report: report.update(rejected={EVIL: 3}))
+    tiny.edit_params(finished, card__intended_use=EVIL, prompt__system=EVIL)
+    text = page(poison)
+    assert text.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 10
+    assert "script" not in Page(text).tags
+    assert "<script" not in text
+    assert "onload" not in {name for name, _ in Page(text).attributes}
+
+
+def suspect(text: str) -> dict[str, Any]:
+    """A row of label_check's report."""
+    return {"id": "00aa11bb22cc33dd", "label": text, "suggested": text, "confidence": 0.031, "text": text}
+
+
+def test_the_page_shows_funnel_suspects_tokens_samples_and_scores(finished: Path) -> None:
+    change(paths.LABEL_REPORT, lambda report: report.update(suspects=1, top_suspects=[suspect("a doubtful notice")]))
+    text = page(lively)
+    for shown in (
+        "Better at its task",
+        "61.3 %",
+        "set aside for testing",
+        "a doubtful notice",
+        '<span class="learnt">',
+        "Before and after",
+        "Gradient norm",
+        "HellaSwag",
+        "Git commit",
+    ):
+        assert shown in text, shown
+    before = read_details(paths.COMPARE_REPORT)["samples"][0]
+    assert before["text"] in text
+
+
+def test_without_suspects_or_labels_their_sections_are_left_out(finished: Path) -> None:
+    change(paths.LABEL_REPORT, lambda report: report.update(suspects=0, top_suspects=[]))
+    text = page(loss_only)
+    assert "Labels that are probably wrong" not in text
+    assert "By label" not in text
+    assert "Before and after" not in text
+    assert "1.244 bits per byte" in text
+    assert "Whether it forgot anything was not measured" in text
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_interval_of_a_share_holds_the_share_and_narrows_with_the_items(items: int, share: float) -> None:
+    low, high = wilson(share, items, 0.05)
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
+    further = wilson(share, 4 * items, 0.05)
+    assert further[1] - further[0] < high - low
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    assert wilson(0.3, 10, 0.05) == pytest.approx((0.107789, 0.603222), abs=1e-5)

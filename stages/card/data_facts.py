@@ -119,10 +119,9 @@ def suspects(report: Report) -> list[Suspect]:
 def suspects_note(report: Report) -> str:
     """How many labels are suspected of how many, and what was done with them."""
     done = {"report": "They are reported, not changed", "drop": f"{count(report['rejected'].get('suspect_label', 0))} were dropped"}
-    shown = min(SHOWN_SUSPECTS, len(report["top_suspects"]))
     return (
         "A classifier that had seen neither the row nor its near-duplicates disagrees with the label of "
-        f"{count(report['suspects'])} of {count(report['checked'])} checked rows; the {shown} least trusted are shown in the report. "
+        f"{count(report['suspects'])} of {count(report['checked'])} checked rows; the report shows the least trusted. "
         f"{done[report['action']]}; people decide in data/decisions.csv."
     )
 
