@@ -1,6 +1,8 @@
 """The engine against lm-eval's own Hugging Face model, and the evaluate stage end to end on the tiny base."""
 
+import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from stages.compare import __main__ as compare
 from stages.core import paths
-from stages.core.models import load_tokenizer
-from stages.core.params import load_params
+from stages.core.answers import normal
+from stages.core.errors import UserError
+from stages.core.files import read_details
+from stages.core.models import load_base, load_tokenizer, read_manifest
+from stages.core.params import Numerics, load_params
 from stages.core.records import Row, with_ids, write_rows
 from stages.evaluate import __main__ as evaluate
+from stages.evaluate.domain import check_labels, few_shot_examples
 from tests import tiny
 
 
@@ -131,10 +138,10 @@ def write_inputs(base: Path, test: list[Row], train: list[Row]) -> None:
     load_tokenizer(base).save_pretrained(paths.TOKENIZER)
 
 
-def scores() -> dict[tuple[str, str], dict[str, float]]:
+def scores(variant: str = "base") -> dict[tuple[str, str], dict[str, float]]:
     """Every item's score by task and prompt."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in pq.read_table(paths.EVALUATION["base"]).to_pylist():
+    for row in pq.read_table(paths.EVALUATION[variant]).to_pylist():
         found.setdefault((row["task"], row["prompt"]), {})[row["item_id"]] = row["score"]
     return found
 
@@ -166,3 +173,150 @@ def test_the_base_is_asked_in_three_ways_and_an_evaluation_that_was_killed_goes_
     evaluate.main("base", load_params())
     assert [path.read_bytes() for path in outs] == first
     assert {path.name: path.stat().st_mtime_ns for path in done.iterdir() if path.name in kept} == kept
+
+
+def write_adapter(base: Path, scale: float) -> None:
+    """An adapter of random weights as train publishes it; of scale 0 it changes nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=scale) if scale else torch.nn.init.zeros_(weight)
+    model.save_pretrained(paths.ADAPTER)
+    load_tokenizer(base).save_pretrained(paths.ADAPTER)
+    shutil.copy(paths.BASE, paths.ADAPTER / "base.json")
+
+
+def test_a_tuned_model_is_asked_the_bases_plain_prompt_and_one_that_learnt_nothing_shows_no_difference(
+    workspace: Path, tiny_base: Path
+) -> None:
+    write_inputs(tiny_base, labelled(9), labelled(30, start=100))
+    evaluate.main("base", load_params())
+    write_adapter(tiny_base, 0.0)
+    evaluate.main("tuned", load_params())
+    before, after = scores(), scores("tuned")
+    assert after == {key: before[key] for key in [("domain", "plain"), ("arc_easy", "raw"), ("lambada", "raw")]}
+    compare.main(load_params())
+    found = read_details(paths.COMPARE_REPORT)
+    assert (found["verdict"], found["forgetting"], found["general"]["difference"]) == ("no difference", "none", 0)
+    report = {variant: read_details(path) for variant, path in paths.EVALUATE_REPORT.items()}
+    assert report["base"]["settings"]["tasks"]["domain_plain"] == report["tuned"]["settings"]["tasks"]["domain_plain"]
+
+
+def test_an_adapter_is_part_of_the_model_that_is_asked(workspace: Path, tiny_base: Path) -> None:
+    write_inputs(tiny_base, conversations(6), conversations(3))
+    evaluate.main("base", load_params())
+    write_adapter(tiny_base, 0.5)
+    evaluate.main("tuned", load_params())
+    before, after = scores()["domain", "plain"], scores("tuned")["domain", "plain"]
+    assert all(abs(before[key] - after[key]) > 1e-3 for key in before)
+
+
+def conversations(count: int) -> list[Row]:
+    turns = [
+        (
+            {"role": "user", "content": f"which terms {n}?"},
+            {"role": "assistant", "content": "general"},
+            {"role": "user", "content": "and then?"},
+            {"role": "assistant", "content": f"public version {n} é"},
+        )
+        for n in range(count)
+    ]
+    return list(with_ids(Row("", messages, None, None, None, "s", "o", None) for messages in turns))
+
+
+def test_rows_without_labels_are_scored_by_the_bits_that_their_last_answer_costs(
+    workspace: Path, tiny_base: Path, tiny_model: tuple[Any, Any]
+) -> None:
+    import torch
+
+    rows = conversations(5)
+    write_inputs(tiny_base, rows, rows)
+    evaluate.main("base", load_params())
+    model, tokenizer = tiny_model
+    for row in rows:
+        start = tokenizer.apply_chat_template(list(row.messages[:-1]), tokenize=False, add_generation_prompt=True)
+        context, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start, row.answer))
+        with torch.no_grad():
+            logs = model(torch.tensor([context + answer])).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        bits = -float(logs.gather(1, torch.tensor(answer)[:, None]).sum()) / math.log(2) / len(row.answer.encode())
+        assert scores()["domain", "plain"][row.id] == pytest.approx(bits, rel=1e-4)
+
+
+def test_the_prompt_a_model_is_asked_has_the_tokens_it_was_trained_on(tiny_model: tuple[Any, Any]) -> None:
+    from stages.core.prompts import ask, conversation, render_prompt
+    from stages.tokenize.encode import Chat, Encoded, encode
+
+    (row,) = labelled(1)
+    engine, _ = engine_and_plain(tiny_model, rendered=True)
+    chat = Chat(tiny_model[1], frozenset(engine.ends), frozenset(engine.ends), 400, frozenset())
+    (trained,) = encode(chat, [conversation(row, "sort", "{text} is:")])
+    assert isinstance(trained, Encoded)
+    prompt = engine.tok_encode(render_prompt(tiny_model[1], ask(row.text, "sort", "{text} is:")))
+    assert trained.input_ids[: len(prompt)] == prompt
+    assert trained.trained.index(True) == len(prompt)
+
+
+def test_an_answer_ends_at_whatever_special_token_the_template_ends_turns_with(tiny_model: tuple[Any, Any]) -> None:
+    engine, _ = engine_and_plain(tiny_model, rendered=True)
+    assert engine.ends == set(tiny_model[1].convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
+
+
+def test_examples_take_the_labels_in_turn_from_short_rows_and_the_seed_fixes_them() -> None:
+    rows = labelled(30)
+    chosen = few_shot_examples(rows, 4, 17)
+    assert sorted(row.answer for row in chosen) == ["Commercial", "Commercial", "Copyleft", "Permissive"]
+    assert chosen == few_shot_examples(list(reversed(rows)), 4, 17)
+    assert few_shot_examples(rows, 4, 18) != chosen
+    assert few_shot_examples(rows, 0, 17) == []
+    assert len(few_shot_examples(rows[:2], 9, 17)) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (["free", "'Free'."], "differ only in case"),
+        (["permission granted to copy and modify it all"], "evaluate.max_new_tokens is 8; raise it to"),
+    ],
+)
+def test_labels_that_no_answer_could_match_are_refused(tiny_model: tuple[Any, Any], labels: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_labels(labels, 8, tiny_model[1])
+
+
+def test_answers_are_read_without_quotes_case_a_full_stop_and_later_lines() -> None:
+    assert {
+        normal(text) for text in ["Copyleft Limited", ' "copyleft limited". ', "**Copyleft limited**\nbecause", "`COPYLEFT LIMITED`,"]
+    } == {"copyleft limited"}
+
+
+def test_nf4_on_a_cpu_has_the_values_that_bitsandbytes_unpacks_and_passes_gradients_on_after_an_evaluation(
+    workspace: Path, tiny_base: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from stages import fetch_model
+
+    fetch_model.main(load_params())
+    held = load_base(read_manifest(), Numerics(quantization="nf4", compute_dtype="float32"), "cpu")
+    packed = AutoModelForCausalLM.from_pretrained(
+        tiny_base,
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        ),
+    ).train()  # in evaluation mode bitsandbytes rounds to bfloat16 where the processor has AVX512-BF16
+    ids = torch.arange(1, 41).reshape(2, 20)
+    with torch.no_grad():
+        assert torch.equal(held(ids).logits, packed(ids).logits)
+    embedded = held.get_input_embeddings()(ids).detach().requires_grad_(True)
+    held(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad is not None
+    assert embedded.grad.abs().sum() > 0

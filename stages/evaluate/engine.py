@@ -106,6 +106,8 @@ class Engine(HFLM):
         self.stage = stage
         self.rendered = rendered
         self.terminal = sys.stderr
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} | set(tokenizer.all_special_ids)
+        self.ends = {self.eot_token_id, *(special if rendered else ())}
         config = self.model.config
         self.packs = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         self.packs &= getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
@@ -121,12 +123,12 @@ class Engine(HFLM):
             yield batch
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
-        """The tokens of the context and of the continuation; a rendered prompt keeps its last line break."""
+        """The tokens of the context and of the continuation; a rendered prompt keeps its own, last line break included, as in training."""
         if not self.rendered:
             return super()._encode_pair(context, continuation)
         whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
-        kept = common_prefix([whole, alone])
-        return whole[:kept], whole[kept:]
+        joined = whole[: len(alone)] != alone  # into one token across the border, which a generating model never sees
+        return alone, self.tok_encode(continuation) if joined else whole[len(alone) :]
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -193,7 +195,10 @@ class Engine(HFLM):
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each up to its first stop string, its end token or its limit of new tokens.
+        """Greedy answers, each up to its first stop string, its end or its limit of new tokens.
+
+        A rendered answer ends at its first special token, whichever the template ends turns with; plain `HFLM` knows the tokenizer's
+        end token alone and would read on where the two differ.
 
         Args:
             requests: prompt and generation settings each, the settings alike in all.
@@ -231,7 +236,7 @@ class Engine(HFLM):
             open_rows = [
                 row
                 for row, ids in enumerate(written)
-                if len(ids) == step and ids[-1] != self.eot_token_id and not any(stop in self.tok_decode(ids) for stop in stops)
+                if len(ids) == step and ids[-1] not in self.ends and not any(stop in self.tok_decode(ids) for stop in stops)
             ]
             if not open_rows:
                 break
