@@ -28,9 +28,9 @@ NUMBER = re.compile(
 
 
 def made() -> str:
-    """Runs the stage and reads the card."""
+    """Runs the stage and reads the card, its no-break spaces as spaces."""
     card.main(load_params())
-    return paths.CARD.read_text(encoding="utf-8")
+    return paths.CARD.read_text(encoding="utf-8").replace("\u00a0", " ")
 
 
 def leaves(value: Any) -> Iterator[Any]:

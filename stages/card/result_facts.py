@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, METRICS, PROMPTS, TASKS, Metric, count, number, percent
+from stages.card.words import ACCURACY, METRICS, NO_BREAK, PROMPTS, TASKS, Metric, count, number, percent
 
 SHOWN_MISTAKES = 6
 
@@ -94,7 +94,7 @@ def metric_of(compare: Report) -> Metric:
 
 def level(compare: Report) -> str:
     """What the intervals cover: 95 %."""
-    return f"{100 * (1 - compare['alpha']):g} %"
+    return f"{100 * (1 - compare['alpha']):g}{NO_BREAK}%"
 
 
 def wilson(share: float, items: int, alpha: float) -> tuple[float, float]:
@@ -165,7 +165,7 @@ def _top(compare: Report) -> float:
 def axis(compare: Report) -> list[str]:
     """The labels of the domain's axis at its quarters."""
     top, metric = _top(compare), metric_of(compare)
-    return [f"{25 * quarter} %" if metric.is_share else number(top * quarter / 4) for quarter in range(5)]
+    return [f"{25 * quarter}{NO_BREAK}%" if metric.is_share else number(top * quarter / 4) for quarter in range(5)]
 
 
 def scores(comparisons: list[Comparison]) -> list[Score]:

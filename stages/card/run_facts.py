@@ -122,6 +122,6 @@ def origin(provenance: Mapping[str, Any], reports: Mapping[str, Report]) -> list
         ("Base manifest, sha256", base["manifest_sha256"]),
         ("Parameters, sha256", provenance["params"]["sha256"]),
         ("Pinned packages, sha256", provenance["environment"]["requirements_lock_sha256"]),
-        *((f"{file['path']}, sha256", file["sha256"]) for file in weights),
+        *((f"{file['path'].rsplit('/', 1)[-1]}, sha256", file["sha256"]) for file in weights),
         ("Packages", ", ".join(packages)),
     ]

@@ -9,6 +9,8 @@ TASKS = {"arc_easy": "ARC-easy", "hellaswag": "HellaSwag", "openbookqa": "OpenBo
 PROMPTS = {"plain": "training prompt", "label_list": "list of labels", "few_shot": "with examples"}
 METRICS = {"exact_match": "accuracy"}
 
+NO_BREAK = "\u00a0"
+
 
 def count(value: float) -> str:
     """A whole number with thousands apart: 15,120."""
@@ -16,8 +18,8 @@ def count(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, one decimal."""
-    return f"{100 * share:.1f} %"
+    """A share in per cent, one decimal; its sign never stands on a line of its own."""
+    return f"{100 * share:.1f}{NO_BREAK}%"
 
 
 def number(value: float) -> str:
