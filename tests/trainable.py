@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from stages.core.models import NEW_TOKENS, digests
 from stages.core.params import Train, load_params
 from stages.train import adapter
-from stages.train.batches import plan, read_tokens
+from stages.train.batches import TokenRow, plan
 from stages.train.sft import Training, make_optimizer
 from stages.train.stop import Stop
 from stages.train.tracking import Tracker
@@ -38,6 +37,9 @@ def token_rows(count: int, vocabulary: int, seed: int = 0, answer: int = 3) -> l
 
 def write_tokens(path: Path, rows: Sequence[Tokens]) -> None:
     """Writes rows as tokenize does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema), path)
@@ -95,24 +97,31 @@ def training(base: Path, root: Path, rows: int = 12, validation: int = 4, **sett
     params = load_params(tiny.ROOT / "params.yaml")
     plain = {"rank": 4, "alpha": 8, "effective_batch": 4, "micro_batch_tokens": 128, "eval_every": 100, "warmup_share": 0.0}
     train = Train.model_validate({**params.train.model_dump(), **plain, **settings})
-    root.mkdir(parents=True, exist_ok=True)
-    write_tokens(root / "train.parquet", token_rows(rows, 380))
-    write_tokens(root / "validation.parquet", token_rows(validation, 380, seed=1))
-    read = read_tokens(root / "train.parquet")
+    train_rows = in_memory(token_rows(rows, 380))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
-    model = adapter.attach(model, train, [], seed=1)
-    lengths = [len(row.input_ids) for row in read]
+    return around(adapter.attach(model, train, [], seed=1), train, root, train_rows, in_memory(token_rows(validation, 380, seed=1)))
+
+
+def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
+    """Rows as train reads them."""
+    return [TokenRow(name, np.array(ids, dtype=np.int64), np.array(trained)) for name, ids, trained in rows]
+
+
+def around(model: Any, train: Train, root: Path, rows: list[TokenRow], validation: list[TokenRow]) -> Training:
+    """A training of a model with its adapter, wherever it is."""
+    lengths = [len(row.input_ids) for row in rows]
+    device = model.device.type
     return Training(
         model=model,
-        optimizer=make_optimizer(list(adapter.trainable(model).values()), train, "cpu"),
+        optimizer=make_optimizer(list(adapter.trainable(model).values()), train, device),
         plan=plan(lengths, train.epochs, train.max_steps, train.effective_batch, train.micro_batch_tokens, train.batching, 1),
-        rows=read,
-        validation=read_tokens(root / "validation.parquet"),
+        rows=rows,
+        validation=validation,
         settings=train,
-        runtime=params.runtime,
+        runtime=load_params(tiny.ROOT / "params.yaml").runtime,
         seed=1,
-        device="cpu",
-        dtype=torch.float32,
+        device=device,
+        dtype=model.dtype,
         pad=2,
         root=root,
         tracker=Tracker(root / "live"),

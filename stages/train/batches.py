@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
 
@@ -88,6 +87,8 @@ def read_tokens(path: Path) -> list[TokenRow]:
     Raises:
         UserError: a row has no token to learn.
     """
+    import pyarrow.parquet as pq
+
     rows = [
         TokenRow(record["id"], np.array(record["input_ids"], dtype=np.int64), np.array(record["trained"], dtype=bool))
         for record in pq.read_table(path).to_pylist()
