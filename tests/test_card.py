@@ -226,6 +226,7 @@ def test_provenance_names_every_file_with_its_digest_and_the_commit_it_came_from
     made()
     again = json.loads(paths.PROVENANCE.read_text())
     assert again["code"]["dirty"] is True
+    assert f"git checkout {head}  # and the changes that were not committed" in paths.CARD.read_text()
     assert again["params"] == found["params"]
     tiny.edit_params(finished, runtime__log_every=3)
     made()

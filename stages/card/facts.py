@@ -79,6 +79,7 @@ class Facts:
     machine: list[tuple[str, str]]
     origin: list[tuple[str, str]]
     commit: str | None
+    dirty: bool | None
     snippet: str
     merged_snippet: str | None
 
@@ -134,6 +135,7 @@ def gather(sources: Sources) -> Facts:
         machine=run_facts.machine(reports, sources.provenance["energy"]),
         origin=run_facts.origin(sources.provenance, reports),
         commit=sources.provenance["code"]["commit"],
+        dirty=sources.provenance["code"]["dirty"],
         snippet=snippets.adapter_snippet(sections, labelled),
         merged_snippet=snippets.merged_snippet(sections, labelled) if reports["export"]["ships"] == "merged" else None,
     )
