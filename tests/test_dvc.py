@@ -4,6 +4,7 @@ The tests use one copy of the reproduced workspace, each puts back what it chang
 they ask `stale_stages`, which asks DVC.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -39,7 +40,7 @@ class Lab:
         """The stages whose inputs or outs differ from dvc.lock."""
         from dvc.repo import Repo
 
-        with Repo(str(self.root)) as repo:
+        with contextlib.chdir(self.root), Repo() as repo:  # DVC names stages relative to where one stands
             return set(stale_stages(repo, allow_missing=False))
 
     def edit(self, name: str, old: str, new: str) -> None:
@@ -131,13 +132,13 @@ def test_a_changed_raw_row_reruns_the_data_stages_and_whatever_read_the_row(lab:
     assert lab.stale() == {"fetch_data", "data/sources/rows.jsonl.dvc"}
     assert ran(lab.run("dvc", "repro", "tokenize")) == ["fetch_data", "clean", "dedupe", "label_check", "split", "tokenize"]
     assert lab.stale() >= {"train", "evaluate@base"}
-    lab.run("git", "checkout", "--quiet", ".")
+    lab.run("git", "reset", "--quiet", "--hard")
     lab.run("dvc", "checkout", "--quiet", "--force")
     assert lab.stale() == set()
 
 
 def test_an_experiment_with_another_learning_rate_reruns_training_and_what_follows(lab: Lab) -> None:
-    said = lab.run("dvc", "exp", "run", "--name", "warmer", "-S", "train.learning_rate=2.0e-3")
+    said = lab.run("dvc", "exp", "run", "--name", "warmer", "-S", "train.learning_rate=5.0e-2")
     assert ran(said) == [name for name in ran(said) if name in AFTER_TRAINING]
     assert sorted(ran(said)) == sorted(AFTER_TRAINING)
 
@@ -145,9 +146,8 @@ def test_an_experiment_with_another_learning_rate_reruns_training_and_what_follo
     assert "train_loss" in metrics
     assert len(metrics.splitlines()) < 40  # short enough for a pull request
     params = lab.run("dvc", "params", "diff", "--md")
-    assert [line for line in params.splitlines() if line.startswith("| params.yaml")] == [
-        "| params.yaml | train.learning_rate | 0.0005 | 0.002 |"
-    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in params.splitlines()]
+    assert [row for row in rows if row and row[0] == "params.yaml"] == [["params.yaml", "train.learning_rate", "0.0005", "0.05"]]
     lab.run("dvc", "plots", "diff", "HEAD", "--out", "plots")
     page = (lab.root / "plots/index.html").read_text(encoding="utf-8")
     assert "Training loss" in page
@@ -162,7 +162,7 @@ def test_an_experiment_with_another_learning_rate_reruns_training_and_what_follo
     assert {row["rev"][:4] for row in everything} == {"work", lab.run("git", "rev-parse", "HEAD")[:4]}
 
     # back to the parameters of before: nothing is trained again
-    lab.edit("params.yaml", "learning_rate: 0.002", "learning_rate: 5.0e-4")
+    lab.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 5.0e-4")
     said = lab.run("dvc", "repro")
     assert ran(said) == []
     assert sorted(restored(said)) == sorted(AFTER_TRAINING)
@@ -187,7 +187,8 @@ def test_a_queue_runs_what_was_queued(lab: Lab) -> None:
         assert time.monotonic() < deadline, lab.run("dvc", "queue", "status")
         time.sleep(3)
     assert "Success" in lab.run("dvc", "queue", "status"), lab.run("dvc", "queue", "logs", "narrow")
-    assert sorted(ran(lab.run("dvc", "queue", "logs", "narrow"))) == sorted(AFTER_TRAINING)
+    again = set(ran(lab.run("dvc", "queue", "logs", "narrow")))
+    assert set(AFTER_TRAINING) - {"compare"} <= again <= set(AFTER_TRAINING)  # so small a change may change no answer
     assert lab.run("git", "status", "--porcelain") == ""
     lab.run("dvc", "exp", "apply", "narrow")
     assert json.loads((lab.root / "models/adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
