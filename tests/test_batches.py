@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.train.batches import IGNORED, PASS_TOKENS, Step, TokenRow, bucket, collate, pack, plan, read_tokens
+from stages.train.batches import IGNORED, Step, TokenRow, bucket, collate, pack, plan, read_tokens
 from tests import trainable
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=80)
@@ -26,7 +26,7 @@ def size(micro_batch: tuple[int, ...], lengths: list[int], batching: str) -> int
 def test_every_row_comes_once_an_epoch_in_full_steps_within_the_tokens_of_a_micro_batch(
     lengths: list[int], epochs: int, effective_batch: int, tokens: int, batching: str, seed: int
 ) -> None:
-    steps = plan(lengths, epochs, None, effective_batch, tokens, batching, seed)
+    steps = plan(lengths, epochs, None, effective_batch, tokens, batching, "cpu", seed)
     an_epoch = math.ceil(len(lengths) / effective_batch)
     assert [step.number for step in steps] == list(range(1, epochs * an_epoch + 1))
     for epoch in range(epochs):
@@ -40,37 +40,37 @@ def test_every_row_comes_once_an_epoch_in_full_steps_within_the_tokens_of_a_micr
 def test_how_rows_are_put_together_does_not_change_which_rows_a_step_sees(
     lengths: list[int], effective_batch: int, tokens: int, batching: str, seed: int
 ) -> None:
-    one = plan(lengths, 1, None, effective_batch, tokens, batching, seed)
-    other = plan(lengths, 1, None, effective_batch, 10_000, "bucket", seed)
+    one = plan(lengths, 1, None, effective_batch, tokens, batching, "cpu", seed)
+    other = plan(lengths, 1, None, effective_batch, 10_000, "bucket", "cpu", seed)
     assert [sorted(step.rows) for step in one] == [sorted(step.rows) for step in other]
 
 
 @given(LENGTHS, st.floats(0.1, 3), st.integers(1, 20), st.integers(1, 30))
 def test_a_shorter_plan_is_the_beginning_of_a_longer_one(lengths: list[int], epochs: float, effective_batch: int, steps: int) -> None:
-    full = plan(lengths, 4, None, effective_batch, 100, "pack", 1)
-    part = plan(lengths, epochs, None, effective_batch, 100, "pack", 1)
+    full = plan(lengths, 4, None, effective_batch, 100, "pack", "cpu", 1)
+    part = plan(lengths, epochs, None, effective_batch, 100, "pack", "cpu", 1)
     assert part == full[: len(part)]
     assert len(part) == math.ceil(round(epochs * math.ceil(len(lengths) / effective_batch), 6))
-    assert plan(lengths, epochs, steps, effective_batch, 100, "pack", 1) == part[:steps]
+    assert plan(lengths, epochs, steps, effective_batch, 100, "pack", "cpu", 1) == part[:steps]
 
 
 def test_epochs_and_seeds_shuffle_anew_and_equal_seeds_alike() -> None:
     lengths = [10] * 40
-    steps = plan(lengths, 2, None, 40, 1000, "bucket", 1)
+    steps = plan(lengths, 2, None, 40, 1000, "bucket", "cpu", 1)
     assert steps[0].rows != steps[1].rows
-    assert steps != plan(lengths, 2, None, 40, 1000, "bucket", 2)
-    assert steps == plan(lengths, 2, None, 40, 1000, "bucket", 1)
+    assert steps != plan(lengths, 2, None, 40, 1000, "bucket", "cpu", 2)
+    assert steps == plan(lengths, 2, None, 40, 1000, "bucket", "cpu", 1)
 
 
 def test_buckets_hold_rows_of_like_length_and_packs_fill_the_gaps() -> None:
     lengths = [50, 10, 48, 12, 11, 9]
-    assert bucket(range(6), lengths, 100) == [(0, 2), (3, 4, 1, 5)]
+    assert bucket(range(6), lengths, 100, 64) == [(0, 2), (3, 4, 1, 5)]
     assert pack(range(6), lengths, 70) == [(0, 3), (2, 4, 1), (5,)]
 
 
 def test_another_forward_pass_is_made_only_where_it_saves_more_padding_than_it_costs() -> None:
-    assert bucket(range(4), [20, 19, 18, 17], 1000) == [(0, 1, 2, 3)]
-    assert bucket(range(4), [200, 20, 20, 20], 1000) == [(0,), (1, 2, 3)]
+    assert bucket(range(4), [20, 19, 18, 17], 1000, 64) == [(0, 1, 2, 3)]
+    assert bucket(range(4), [200, 20, 20, 20], 1000, 64) == [(0,), (1, 2, 3)]
 
 
 @given(LENGTHS, st.integers(60, 300))
@@ -82,9 +82,9 @@ def test_buckets_compute_no_more_than_filling_one_pass_after_the_other(lengths: 
         greedy[-1].append(row)
 
     def cost(passes: list[list[int]]) -> int:
-        return sum(size(tuple(rows), lengths, "bucket") + PASS_TOKENS for rows in passes)
+        return sum(size(tuple(rows), lengths, "bucket") + 64 for rows in passes)
 
-    assert cost([list(rows) for rows in bucket(range(len(lengths)), lengths, tokens)]) <= cost(greedy)
+    assert cost([list(rows) for rows in bucket(range(len(lengths)), lengths, tokens, 64)]) <= cost(greedy)
 
 
 def row(ids: list[int], trained: list[bool], name: str = "r") -> TokenRow:

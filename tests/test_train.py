@@ -1,7 +1,9 @@
 """Training in one process on the tiny base: equal settings learn alike, what is published is what was trained, gates stop the rest."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from stages.core.errors import UserError
 from stages.core.models import load_adapter
 from stages.core.params import Train, load_params
+from stages.core.stage import sentence
 from stages.train import adapter, checkpoints
 from stages.train.__main__ import check_packing, make_plan, probe_logits
 from stages.train.batches import IGNORED, TokenRow, collate
@@ -220,9 +223,18 @@ def test_a_row_longer_than_a_micro_batch_is_named(tiny_base: Path, tmp_path: Pat
     rows = trainable.training(tiny_base, tmp_path).rows
     longest = max(rows, key=lambda row: len(row.input_ids))
     with pytest.raises(UserError, match=rf"row {longest.id} has \d+ tokens, more than train.micro_batch_tokens \(16\)"):
-        make_plan(rows, settings(micro_batch_tokens=16), 1)
+        make_plan(rows, settings(micro_batch_tokens=16), "cpu", 1)
     with pytest.raises(UserError, match="no rows to train on"):
-        make_plan([], settings(), 1)
+        make_plan([], settings(), "cpu", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"dora": True, "init": "pissa"}, "take one of them"), ({"init": "orthogonal", "rank": 5}, "needs an even train.rank, not 5")],
+)
+def test_lora_variants_that_contradict_each_other_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(**changes)
 
 
 def test_optimisers_with_8_bit_state_are_refused_without_cuda() -> None:
@@ -250,6 +262,22 @@ def test_a_replayed_step_is_logged_once(tmp_path: Path) -> None:
 def test_too_little_disk_is_told_in_numbers_before_the_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"MiB free, but the checkpoints and the adapter need 953,674,316 MiB"):
         checkpoints.check_room(tmp_path, 10**15)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_no_half_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.write(checkpoints.place(tmp_path, 2), {"a.safetensors": {"x": torch.ones(3)}}, {})
+
+    def full(descriptor: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "_sync", full)
+    with pytest.raises(OSError, match=r"No space left") as raised:
+        checkpoints.write(checkpoints.place(tmp_path, 4), {"a.safetensors": {"x": torch.ones(3)}}, {})
+    said = sentence(raised.value)
+    assert said is not None
+    assert f"{checkpoints.place(tmp_path, 4)} could not be written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert checkpoints.newest(tmp_path) == checkpoints.place(tmp_path, 2)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "missing", "unmarked"])

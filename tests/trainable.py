@@ -114,7 +114,7 @@ def around(model: Any, train: Train, root: Path, rows: list[TokenRow], validatio
     return Training(
         model=model,
         optimizer=make_optimizer(list(adapter.trainable(model).values()), train, device),
-        plan=plan(lengths, train.epochs, train.max_steps, train.effective_batch, train.micro_batch_tokens, train.batching, 1),
+        plan=plan(lengths, train.epochs, train.max_steps, train.effective_batch, train.micro_batch_tokens, train.batching, device, 1),
         rows=rows,
         validation=validation,
         settings=train,

@@ -1,6 +1,6 @@
 """`luthier show`: tokenised rows as the model sees them, what is learnt and special tokens visible. In: data/tokenized. Out: text.
 
-Without colour (a pipe, NO_COLOR) what is learnt stands in brackets: [Permissive<|im_end|>]. Of the model libraries only `tokenizers` is loaded.
+Without colour (a pipe, NO_COLOR) what is learnt stands in brackets: [Permissive<|im_end|>]. No model library but `tokenizers` is loaded.
 """
 
 import argparse

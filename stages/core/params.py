@@ -208,6 +208,14 @@ class Train(Section):
     eval_every: Positive
     early_stop: Positive | None
 
+    @model_validator(mode="after")
+    def _variants_agree(self) -> "Train":
+        if self.dora and self.init in ("pissa", "olora"):
+            raise ValueError(f"train.dora and train.init {self.init} both rewrite the base's weights; take one of them")
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"train.init orthogonal needs an even train.rank, not {self.rank}")
+        return self
+
 
 class Export(Section):
     merge: bool

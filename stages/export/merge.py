@@ -1,10 +1,10 @@
-"""The three loads of export: base with adapter at the run's numerics, the merge onto the unquantised base, the merged folder.
+"""The three loads of export: the adapter over the base at the run's numerics, the merge onto that base's values, the merged folder.
 
 In: models/adapter and the base it names. Out: a folder that plain transformers loads.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages.core.models import load_adapter, load_base, load_tokenizer
 from stages.core.params import Numerics
@@ -19,21 +19,24 @@ def load_tuned(manifest: dict[str, Any], numerics: Numerics, device: str, adapte
     return load_adapter(load_base(manifest, numerics, device, len(load_tokenizer(adapter))), adapter)
 
 
-def merge_into(folder: Path, manifest: dict[str, Any], adapter: Path) -> None:
+def merge_into(folder: Path, manifest: dict[str, Any], quantization: Literal["nf4", "none"], adapter: Path) -> None:
     """Writes the merged model, bfloat16 safetensors with configuration and tokenizer; equal adapters give equal bytes.
 
-    The adapter is added to the weights as fetched: merging into NF4 weights would round the sum to 16 levels again. PEFT adds the
-    float32 product of the low-rank factors to the bfloat16 weight, so the sum is rounded once.
+    The adapter is added to the very values it was trained and evaluated on: of an NF4 base, those its 16 levels stand for, unpacked to
+    bfloat16. It has learnt to make up for what the quantisation took, so that on the weights as fetched it says something else
+    (docs/decisions/merge-onto-what-was-trained.md). PEFT adds the float32 product of the low-rank factors to the bfloat16 weight, so the
+    sum is rounded once.
 
     Args:
         folder: where to write; made here.
         manifest: of the base.
+        quantization: numerics.quantization.
         adapter: the adapter's folder, tokenizer included.
     """
     tokenizer = load_tokenizer(adapter)
-    unquantised = Numerics(quantization="none", compute_dtype="bfloat16")
-    model = load_adapter(load_base(manifest, unquantised, "cpu", len(tokenizer)), adapter).merge_and_unload()
-    model.save_pretrained(folder)
+    # load_base unpacks NF4 on a CPU
+    base = load_base(manifest, Numerics(quantization=quantization, compute_dtype="bfloat16"), "cpu", len(tokenizer))
+    load_adapter(base, adapter).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -71,14 +71,10 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     Raises:
         UserError: an input, the machine or the trained adapter is not fit.
     """
-    import torch
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # or every empty tensor is filled
     settings = params.train
     manifest = read_manifest()
     rows, validation = read_tokens(paths.TOKENIZED_TRAIN), read_tokens(paths.TOKENIZED_VALIDATION)
-    steps = make_plan(rows, settings, params.seed)
+    steps = make_plan(rows, settings, device, params.seed)
     if settings.early_stop is not None and not validation:
         raise UserError(f"train.early_stop is set, but {paths.TOKENIZED_VALIDATION} has no rows to stop on; set it to null or add rows")
     tokenizer = load_tokenizer(paths.TOKENIZER)
@@ -110,6 +106,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         tracker=Tracker(root / "live"),
         stop=stop,
     )
+    deterministic = settle_determinism(training)
     if settings.batching == "pack":
         check_packing(training)
     reason = training.fit()
@@ -126,17 +123,23 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
             "gates": gates,
             **counts(rows, validation, steps, training.state.step, settings.batching),
         },
-        "machine": {"device": device, "gpu": machine.gpu_name(device), "dtype": str(dtype).removeprefix("torch.")},
+        "machine": {
+            "device": device,
+            "gpu": machine.gpu_name(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "deterministic": deterministic,
+        },
     }
     checkpoints.write(finished, {WEIGHTS: tensors}, {CONFIG: config, STATE: asdict(training.state), FACTS: facts})
 
 
-def make_plan(rows: Sequence[TokenRow], settings: Any, seed: int) -> list[Step]:
+def make_plan(rows: Sequence[TokenRow], settings: Any, device: str, seed: int) -> list[Step]:
     """The plan of all steps, after checking that every row fits a micro-batch.
 
     Args:
         rows: training rows.
         settings: params.yaml's train.
+        device: cpu or cuda.
         seed: of the shuffles.
 
     Returns:
@@ -160,6 +163,7 @@ def make_plan(rows: Sequence[TokenRow], settings: Any, seed: int) -> list[Step]:
         settings.effective_batch,
         settings.micro_batch_tokens,
         settings.batching,
+        device,
         seed,
     )
 
@@ -181,6 +185,32 @@ def probe_logits(model: Any, row: TokenRow, device: str) -> "torch.Tensor":
     with torch.no_grad():
         out = model(input_ids=batch.input_ids.to(device), logits_to_keep=batch.columns.to(device), use_cache=False)
     return out.logits[0].float().cpu()
+
+
+def settle_determinism(training: Training) -> bool:
+    """Holds PyTorch to kernels that give equal bits run to run, unless the base has an operation without one.
+
+    Args:
+        training: before its first step.
+
+    Returns:
+        Whether all is deterministic.
+    """
+    import torch
+
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # or every empty tensor is filled
+    torch.use_deterministic_algorithms(True)
+    try:
+        training.summed_loss(training.rows[:2]).backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        sys.stderr.write(f"train: runs of equal inputs may differ in the last bits: {str(error).splitlines()[0]}\n")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return False
+    finally:
+        training.optimizer.zero_grad(set_to_none=True)
+    return True
 
 
 def check_packing(training: Training) -> None:

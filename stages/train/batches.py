@@ -16,7 +16,9 @@ from stages.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-PASS_TOKENS = 64  # what a forward and backward pass costs beside its tokens, in tokens: reading the weights, starting kernels
+# What a forward and backward pass costs beside its tokens, in tokens: reading the weights on a CPU, starting thousands of kernels on a GPU
+# (docs/decisions/a-training-loop-of-our-own.md has the measurements).
+PASS_TOKENS = {"cpu": 64, "cuda": 8192}
 IGNORED = -100  # torch's cross_entropy leaves these targets out
 
 
@@ -100,7 +102,14 @@ def read_tokens(path: Path) -> list[TokenRow]:
 
 
 def plan(
-    lengths: Sequence[int], epochs: float, max_steps: int | None, effective_batch: int, micro_batch_tokens: int, batching: str, seed: int
+    lengths: Sequence[int],
+    epochs: float,
+    max_steps: int | None,
+    effective_batch: int,
+    micro_batch_tokens: int,
+    batching: str,
+    device: str,
+    seed: int,
 ) -> list[Step]:
     """Deals the rows out to optimiser steps: a fresh shuffle every epoch, each row once an epoch.
 
@@ -111,12 +120,12 @@ def plan(
         effective_batch: rows of a step; the last of an epoch may have fewer.
         micro_batch_tokens: tokens of one forward pass at most, padding included.
         batching: bucket | pack.
+        device: cpu or cuda; which rows a step sees does not depend on it.
         seed: of the shuffles.
 
     Returns:
         The steps.
     """
-    fill = pack if batching == "pack" else bucket
     an_epoch = math.ceil(len(lengths) / effective_batch)
     total = math.ceil(round(epochs * an_epoch, 6))
     total = total if max_steps is None else min(total, max_steps)
@@ -125,20 +134,26 @@ def plan(
         order = np.random.default_rng([seed, epoch]).permutation(len(lengths)).tolist()
         for start in range(0, len(order), effective_batch):
             rows = order[start : start + effective_batch]
-            steps.append(Step(len(steps) + 1, tuple(fill(rows, lengths, micro_batch_tokens))))
+            steps.append(Step(len(steps) + 1, tuple(fill(rows, lengths, micro_batch_tokens, batching, device))))
     return steps[:total]
 
 
-def bucket(rows: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+def fill(rows: Sequence[int], lengths: Sequence[int], limit: int, batching: str, device: str) -> list[tuple[int, ...]]:
+    """Micro-batches of some rows, by `bucket` or `pack`."""
+    return pack(rows, lengths, limit) if batching == "pack" else bucket(rows, lengths, limit, PASS_TOKENS[device])
+
+
+def bucket(rows: Sequence[int], lengths: Sequence[int], limit: int, pass_tokens: int) -> list[tuple[int, ...]]:
     """Rows of like length together, so that rows times the longest stays within the limit and as little as possible is computed.
 
-    The rows are sorted by length and cut where the sum of padded tokens, with PASS_TOKENS for each forward pass, is least (dynamic
+    The rows are sorted by length and cut where the sum of padded tokens, with pass_tokens for each pass, is least (dynamic
     programming over the cuts; taking as many rows as fit into each pass computes a third more on short rows of mixed length).
 
     Args:
         rows: row numbers.
         lengths: tokens of each row of the data.
         limit: tokens of one micro-batch, padding included; a single row above it is a micro-batch of its own.
+        pass_tokens: what one more pass costs, in tokens.
 
     Returns:
         Micro-batches of row numbers, longest rows first.
@@ -152,8 +167,8 @@ def bucket(rows: Sequence[int], lengths: Sequence[int], limit: int) -> list[tupl
             tokens = (end - start) * lengths[order[start]]
             if tokens > limit and end - start > 1:
                 break
-            if least[start] + tokens + PASS_TOKENS < least[end]:
-                least[end], begin[end] = least[start] + tokens + PASS_TOKENS, start
+            if least[start] + tokens + pass_tokens < least[end]:
+                least[end], begin[end] = least[start] + tokens + pass_tokens, start
     filled: list[tuple[int, ...]] = []
     end = len(order)
     while end:

@@ -29,8 +29,11 @@ def write(folder: Path, tensors: Mapping[str, Mapping[str, "torch.Tensor"]], doc
         folder: the place; what stood there is replaced.
         tensors: tensors by name, by file name.
         documents: JSON values by file name; floats keep every digit.
+
+    Raises:
+        OSError: the folder cannot be written, because the disk is full, say; it names the folder.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     part = folder.with_name(f"{folder.name}{PART}")
     remove(part)
@@ -38,7 +41,8 @@ def write(folder: Path, tensors: Mapping[str, Mapping[str, "torch.Tensor"]], doc
     try:
         for name, group in tensors.items():
             # one copy a tensor: safetensors refuses tensors that share memory, as the tables of 8-bit optimisers do
-            save_file({key: value.detach().cpu().clone().contiguous() for key, value in group.items()}, part / name, {"format": "pt"})
+            whole = save({key: value.detach().cpu().clone().contiguous() for key, value in group.items()}, {"format": "pt"})
+            (part / name).write_bytes(whole)  # not by save_file: its error for a full disk is no OSError
         for name, value in documents.items():
             (part / name).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         digests = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
@@ -48,6 +52,9 @@ def write(folder: Path, tensors: Mapping[str, Mapping[str, "torch.Tensor"]], doc
         remove(folder)
         os.replace(part, folder)
         _sync(folder.parent)
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
     finally:
         remove(part)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stages.core.errors import UserError
 from stages.core.progress import progress
 from stages.train import adapter, checkpoints, machine
-from stages.train.batches import Batch, Step, TokenRow, bucket, collate, pack
+from stages.train.batches import Batch, Step, TokenRow, collate, fill
 from stages.train.stop import Stop, Stopped
 from stages.train.tracking import Tracker
 
@@ -230,12 +230,12 @@ class Training:
         """The mean loss over the targets of the validation rows, which were never trained on."""
         import torch
 
-        fill = pack if self.settings.batching == "pack" else bucket
         lengths = [len(row.input_ids) for row in self.validation]
+        limit = self.settings.micro_batch_tokens
         self.model.eval()
         summed = 0.0
         with torch.no_grad():
-            for micro_batch in fill(range(len(lengths)), lengths, self.settings.micro_batch_tokens):
+            for micro_batch in fill(range(len(lengths)), lengths, limit, self.settings.batching, self.device):
                 self.stop.check()
                 summed += self.summed_loss([self.validation[row] for row in micro_batch]).item()
         return summed / sum(row.targets for row in self.validation)
