@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,29 +108,35 @@ def test_the_report_names_every_file_with_its_digest(ready: Path) -> None:
     assert "models/export/merged/model.safetensors" in {file["path"] for file in details["files"]}
 
 
-def test_an_nf4_run_is_merged_onto_the_weights_as_fetched(ready: Path) -> None:
+def test_an_nf4_run_is_merged_onto_the_values_it_was_trained_on_and_loads_without_bitsandbytes(ready: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    tiny.edit_params(ready, numerics__quantization="nf4", export__min_top1_agreement=0.0)
+    from stages.core.models import load_base, read_manifest
+    from stages.core.params import Numerics
+
+    tiny.edit_params(ready, numerics__quantization="nf4")
     export.main(load_params())
-    base = load_file(Path(json.loads((ready / "models/adapter/base.json").read_text())["location"]) / "model.safetensors")
+    base = load_base(read_manifest(paths.ADAPTER / "base.json"), Numerics(quantization="nf4", compute_dtype="bfloat16"), "cpu")
     adapter = load_file("models/adapter/adapter_model.safetensors")
     merged = load_file("models/export/merged/model.safetensors")
     name = "model.layers.0.mlp.down_proj"
     low_rank = [adapter[f"base_model.model.{name}.lora_{factor}.weight"] for factor in "BA"]
-    expected = base[f"{name}.weight"].bfloat16().float() + 2.0 * low_rank[0] @ low_rank[1]
-    assert torch.equal(merged[f"{name}.weight"], expected.bfloat16())
-    assert read_details(paths.EXPORT_REPORT)["compared"]["quantization"] == "nf4"
+    trained_on = base.get_submodule(name).weight.float()
+    assert torch.equal(merged[f"{name}.weight"], (trained_on + 2.0 * low_rank[0] @ low_rank[1]).bfloat16())
+    details = read_details(paths.EXPORT_REPORT)
+    assert details["compared"]["quantization"] == "nf4"
+    assert details["agreement"]["answer"]["kl_mean_nats"] < 1e-3
+    assert "quantization_config" not in json.loads(Path("models/export/merged/config.json").read_text())
 
 
 def test_a_merge_that_says_something_else_is_not_published(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = export.merge_into
 
-    def wrong(folder: Path, manifest: dict[str, object], adapter: Path) -> None:
+    def wrong(folder: Path, *inputs: Any) -> None:
         from safetensors.torch import load_file, save_file
 
-        real(folder, manifest, adapter)
+        real(folder, *inputs)
         weights = load_file(folder / "model.safetensors")
         weights["model.norm.weight"] = -weights["model.norm.weight"]
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -145,8 +152,8 @@ def test_a_merge_that_says_something_else_is_not_published(ready: Path, monkeypa
 def test_a_tokenizer_that_renders_otherwise_after_saving_is_not_published(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = export.merge_into
 
-    def wrong(folder: Path, manifest: dict[str, object], adapter: Path) -> None:
-        real(folder, manifest, adapter)
+    def wrong(folder: Path, *inputs: Any) -> None:
+        real(folder, *inputs)
         template = folder / "chat_template.jinja"
         template.write_text(template.read_text().replace("<|im_end|>", " "))
 

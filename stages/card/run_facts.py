@@ -60,8 +60,9 @@ def export_words(report: Report) -> list[str]:
     found, rows = report["agreement"]["answer"], count(report["agreement"]["prompts"])
     compared = report["compared"]
     return [
-        f"The merged model in models/export/merged was made from the base's weights as fetched, loaded again from its folder, and compared "
-        f"with the adapter over the base at {compared['quantization']} and {compared['compute_dtype']}.",
+        f"The merged model in models/export/merged is the adapter added to {report['merged_onto']['weights']}, in "
+        f"{report['merged_onto']['dtype']}. It was loaded again from its folder and compared with the adapter over the base at "
+        f"{compared['quantization']} and {compared['compute_dtype']}.",
         f"On {count(found['positions'])} answer tokens of {rows} held-out rows it picks the same next "
         f"token in {percent(found['top1_agreement'])} of cases; the mean KL divergence is {number(found['kl_mean_nats'])} nats, the "
         f"largest logit difference {number(found['max_logit_difference'])}.",

@@ -20,6 +20,7 @@ from stages.export.merge import load_merged, load_tuned, merge_into
 
 BYTES_OF_BFLOAT16 = 2
 COPIES = 2  # models/export and DVC's cache
+MERGED_ONTO = {"nf4": "the base's NF4 weights, unpacked", "none": "the base's weights as fetched"}
 
 
 def main(params: Params) -> None:
@@ -50,7 +51,7 @@ def _merge(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, 
     rows = read_rows(paths.SPLIT_TEST)[: params.export.check_prompts]
     encoded = encode_rows(rows, paths.ADAPTER, params.prompt.system, params.prompt.template)
     adapter = predictions(load_tuned(manifest, params.numerics, device, paths.ADAPTER), encoded)
-    merge_into(folder, manifest, paths.ADAPTER)
+    merge_into(folder, manifest, params.numerics.quantization, paths.ADAPTER)
     if encode_rows(rows, folder, params.prompt.system, params.prompt.template) != encoded:
         raise UserError(
             f"{paths.EXPORT}/merged renders the test rows to other token ids than {paths.ADAPTER}: the tokenizer did not survive saving; "
@@ -60,7 +61,7 @@ def _merge(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, 
     check(agreement, params.export.min_top1_agreement)
     return {
         "agreement": {"prompts": len(rows), **agreement},
-        "merged_onto": {"weights": "the base as fetched, not quantised", "dtype": "bfloat16"},
+        "merged_onto": {"weights": MERGED_ONTO[params.numerics.quantization], "dtype": "bfloat16"},
         "compared": {"quantization": params.numerics.quantization, "compute_dtype": _dtype_name(params.numerics, device)},
     }
 

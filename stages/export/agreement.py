@@ -158,5 +158,5 @@ def check(agreement: dict[str, Any], minimum: float) -> None:
         raise UserError(
             f"the merged model picks the adapter's next token at {found['top1_agreement']:.4f} of {found['positions']} answer positions, "
             f"export.min_top1_agreement asks for {minimum} (mean KL divergence {found['kl_mean_nats']:.4g} nats); set export.merge: false "
-            "to ship the adapter, or train on the base that is shipped: numerics.quantization: none"
+            "to ship the adapter"
         )
