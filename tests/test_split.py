@@ -179,10 +179,11 @@ def test_rows_are_conserved_apart_and_placed_alike(
 def test_the_stage_writes_equal_bytes_and_its_headline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths.LABEL_ROWS.parent.mkdir(parents=True)
-    write_rows(paths.LABEL_ROWS, rows_of({"A": 1500, "B": 300}))
+    write_rows(paths.LABEL_ROWS, rows_of({"A": 2000, "B": 400}))
     outs = []
+    params = load_params(ROOT / "params.yaml")
     for _ in range(2):
-        stage.main(load_params(ROOT / "params.yaml"))
+        stage.main(params)
         outs.append(
             [
                 p.read_bytes()
@@ -190,5 +191,5 @@ def test_the_stage_writes_equal_bytes_and_its_headline(tmp_path: Path, monkeypat
             ]
         )
     assert outs[0] == outs[1]
-    assert read_details(paths.SPLIT_REPORT)["train_rows"] == len(read_rows(paths.SPLIT_TRAIN)) == 1000
-    assert {item.rule for item in read_rejected(paths.SPLIT_REJECTED)} == {"over_max_train", "over_max_validation"}
+    assert read_details(paths.SPLIT_REPORT)["train_rows"] == len(read_rows(paths.SPLIT_TRAIN)) == params.split.max_train
+    assert {item.rule for item in read_rejected(paths.SPLIT_REJECTED)} == {"over_max_train", "over_max_validation", "over_max_test"}

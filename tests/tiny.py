@@ -151,7 +151,8 @@ def make_workspace(root: Path, base: Path, rows: int = 120) -> Path:
     ).stdout.splitlines()
     for name in files:
         source = ROOT / name
-        if source.is_file() and not name.startswith(("reports/", "dvc.lock")):
+        made_by_dvc = name.startswith(("reports/", "dvc.lock")) or (name.endswith(".gitignore") and name.startswith(("data/", "models/")))
+        if source.is_file() and not made_by_dvc:
             target = root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
