@@ -115,7 +115,8 @@ def test_an_nf4_run_is_merged_onto_the_values_it_was_trained_on_and_loads_withou
     from stages.core.models import load_base, read_manifest
     from stages.core.params import Numerics
 
-    tiny.edit_params(ready, numerics__quantization="nf4")
+    # a random base has near-ties that rounding to bfloat16 turns; the divergence below is what counts here
+    tiny.edit_params(ready, numerics__quantization="nf4", export__min_top1_agreement=0.8)
     export.main(load_params())
     base = load_base(read_manifest(paths.ADAPTER / "base.json"), Numerics(quantization="nf4", compute_dtype="bfloat16"), "cpu")
     adapter = load_file("models/adapter/adapter_model.safetensors")
