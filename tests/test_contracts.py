@@ -147,7 +147,8 @@ def test_every_version_that_dvc_yaml_names_is_pinned() -> None:
 
 def test_no_file_has_more_than_400_lines() -> None:
     kinds = ("*.py", "*.yaml", "*.yml", "*.md", "*.toml", "*.sh", "*.html", "Makefile")
-    long = {path.name: count for path in pipeline.tracked(*kinds) if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400}
+    written = [path for path in pipeline.tracked(*kinds) if not path.is_relative_to(ROOT / "reports")]  # reports are made, not written
+    long = {path.name: count for path in written if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400}
     assert long == {}
 
 
