@@ -50,18 +50,6 @@ def test_help_names_every_command_and_loads_no_library() -> None:
     assert all(re.search(rf"^ +{name}\b", said, re.M) for name in COMMANDS)
 
 
-def test_help_loads_no_library() -> None:
-    script = "\n".join(
-        [
-            "import sys",
-            "from stages.cli.main import main",
-            "try: main(['--help'])",
-            "except SystemExit: print(sorted({'pydantic', 'dvc', 'rich', 'torch'} & set(sys.modules)))",
-        ]
-    )
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.endswith("\n[]\n")
-
-
 def test_a_mistaken_command_is_an_error() -> None:
     assert luthier(ROOT, "verdickt").returncode == 2
 
