@@ -86,17 +86,18 @@ def line_chart(title: str, unit: str, series: Sequence[tuple[str, str, Sequence[
     low, high = y_values[0], y_values[-1]
     left, right = min(xs), max(xs)
 
+    # the quotient first: it is exactly 1 at the end of an axis, so that nothing lies a rounding error outside the box
     def place(x: float, y: float) -> str:
-        across = 100 * (x - left) / (right - left) if right > left else 50.0
-        return f"{across:.2f},{100 - 100 * (y - low) / (high - low):.2f}"
+        across = 100 * ((x - left) / (right - left)) if right > left else 50.0
+        return f"{across:.2f},{100 - 100 * ((y - low) / (high - low)):.2f}"
 
     lines = tuple(
         Line(name, kind, " ".join(place(x, y) for x, y in points), points[0][1], points[-1][1], len(points) == 1)
         for name, kind, points in means
     )
     x_values = [value for value in nice_ticks(left, right) if left <= value <= right and value == int(value)] if right > left else [left]
-    x_ticks = tuple(Tick(100 * (value - left) / (right - left) if right > left else 50.0, tick_label(value)) for value in x_values)
-    y_ticks = tuple(Tick(100 * (value - low) / (high - low), tick_label(value)) for value in y_values)
+    x_ticks = tuple(Tick(100 * ((value - left) / (right - left)) if right > left else 50.0, tick_label(value)) for value in x_values)
+    y_ticks = tuple(Tick(100 * ((value - low) / (high - low)), tick_label(value)) for value in y_values)
     return Chart(title, unit, lines, x_ticks, y_ticks, grouped)
 
 

@@ -100,7 +100,7 @@ def gather(sources: Sources) -> Facts:
         metric=metric.name,
         better="more is better" if metric.is_share else "less is better",
         items=compare["domain"]["items"],
-        level=result_facts.level(compare),
+        level=result_facts.LEVEL,
         domain=domain,
         scores=result_facts.scores(domain),
         axis=result_facts.axis(compare),

@@ -13,6 +13,8 @@ from stages.card.reading import Report
 from stages.card.words import ACCURACY, METRICS, NO_BREAK, PROMPTS, TASKS, Metric, count, number, percent
 
 SHOWN_MISTAKES = 6
+COVERAGE = 0.95  # of every interval: compare's are of 95 % whatever compare.alpha its tests take
+LEVEL = f"{100 * COVERAGE:g}{NO_BREAK}%"
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,6 @@ def metric_of(compare: Report) -> Metric:
     return Metric(METRICS.get(name, name.replace("_", " ")), name != "bits_per_byte")
 
 
-def level(compare: Report) -> str:
-    """What the intervals cover: 95 %."""
-    return f"{100 * (1 - compare['alpha']):g}{NO_BREAK}%"
-
-
 def wilson(share: float, items: int, alpha: float) -> tuple[float, float]:
     """The score interval of a share (Wilson, 1927, Probable inference, the law of succession, and statistical inference, JASA 22).
 
@@ -115,17 +112,17 @@ def wilson(share: float, items: int, alpha: float) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def _score(name: str, kind: str, metric: Metric, value: float, items: int, alpha: float, top: float) -> Score:
-    ends = wilson(value, items, alpha) if metric.is_share else None
+def _score(name: str, kind: str, metric: Metric, value: float, items: int, top: float) -> Score:
+    ends = wilson(value, items, 1 - COVERAGE) if metric.is_share else None
     low, high = (100 * end / top for end in ends) if ends else (None, None)
     interval = f"{metric.value(ends[0])} to {metric.value(ends[1])}" if ends else None
     return Score(name, kind, metric.value(value), interval, 100 * value / top, low, high)
 
 
-def _against(entry: Report, name: str, kind: str, metric: Metric, alpha: float, top: float, source: Report | None = None) -> Comparison:
+def _against(entry: Report, name: str, kind: str, metric: Metric, top: float, source: Report | None = None) -> Comparison:
     """One line of compare's `tasks`."""
-    other = _score(name if source is None else "Base", kind, metric, entry["base"], entry["items"], alpha, top)
-    tuned = _score("Tuned", "tuned", metric, entry["tuned"], entry["items"], alpha, top)
+    other = _score(name if source is None else "Base", kind, metric, entry["base"], entry["items"], top)
+    tuned = _score("Tuned", "tuned", metric, entry["tuned"], entry["items"], top)
     return Comparison(
         name=name,
         other=other.text,
@@ -145,12 +142,10 @@ def domain(compare: Report) -> list[Comparison]:
     """The tuned model against each way of asking the base, and against the classical baseline."""
     metric, top = metric_of(compare), _top(compare)
     found = [
-        _against(entry, f"Base, {PROMPTS[entry['prompt']]}", "base", metric, compare["alpha"], top)
-        for entry in compare["tasks"]
-        if entry["task"] == "domain"
+        _against(entry, f"Base, {PROMPTS[entry['prompt']]}", "base", metric, top) for entry in compare["tasks"] if entry["task"] == "domain"
     ]
     if compare["classical"] is not None:
-        found.append(_against(compare["classical"], "Classical classifier", "classical", metric, compare["alpha"], top))
+        found.append(_against(compare["classical"], "Classical classifier", "classical", metric, top))
     return found
 
 
@@ -178,7 +173,7 @@ def scores(comparisons: list[Comparison]) -> list[Score]:
 def tasks(compare: Report, fetched: Report) -> list[Comparison]:
     """The general suite, task by task."""
     return [
-        _against(entry, TASKS[entry["task"]], "base", ACCURACY, compare["alpha"], 1.0, fetched["tasks"][entry["task"]])
+        _against(entry, TASKS[entry["task"]], "base", ACCURACY, 1.0, fetched["tasks"][entry["task"]])
         for entry in compare["tasks"]
         if entry["task"] != "domain"
     ]
@@ -188,7 +183,7 @@ def difference(compare: Report) -> str:
     """The paired difference on the domain in one sentence."""
     metric = metric_of(compare)
     best = next(entry for entry in compare["tasks"] if entry["task"] == "domain" and entry["prompt"] == compare["base_prompt"])
-    interval = f"{level(compare)} interval {metric.limits(*best['ci95'])}, p = {number(best['p_value'])}"
+    interval = f"{LEVEL} interval {metric.limits(*best['ci95'])}, p = {number(best['p_value'])}"
     return (
         f"The tuned model against the base with its best prompt, row by row: {metric.gap(best['difference'])} ({interval}); "
         f"{count(best['won'])} rows won, {count(best['lost'])} lost."
@@ -200,7 +195,7 @@ def forgetting(compare: Report) -> str:
     general, loss = compare["general"], compare["general_loss"]
     if general["difference"] is None:
         return "Forgetting was not measured: no general question was asked."
-    change = f"{ACCURACY.gap(general['difference'])} ({level(compare)} interval {ACCURACY.limits(*general['ci95'])})"
+    change = f"{ACCURACY.gap(general['difference'])} ({LEVEL} interval {ACCURACY.limits(*general['ci95'])})"
     said = f"All {count(general['items'])} general questions together: {change}. Forgetting: {compare['forgetting']}."
     limit, up_to = (f"{100 * value:.1f} points" for value in (loss["limit"], loss["up_to"]))
     if loss["limit_excluded"]:

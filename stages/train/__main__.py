@@ -197,6 +197,9 @@ def settle_determinism(training: Training) -> bool:
 
     Returns:
         Whether all is deterministic.
+
+    Raises:
+        RuntimeError: the trial step failed for another reason than a kernel without a deterministic form.
     """
     import torch
 
