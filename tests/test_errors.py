@@ -114,7 +114,10 @@ def test_a_gpu_that_is_asked_for_and_missing_is_told() -> None:
 
 def test_an_interrupted_stage_says_so_and_publishes_nothing(root: Path) -> None:
     script = (
-        "import os, signal\nfrom stages.core.stage import run_stage\nrun_stage('clean', lambda params: os.kill(os.getpid(), signal.SIGINT))"
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and background jobs hand down an ignored one\n"
+        "from stages.core.stage import run_stage\n"
+        "run_stage('clean', lambda params: os.kill(os.getpid(), signal.SIGINT))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 130

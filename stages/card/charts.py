@@ -4,6 +4,7 @@ In: numbers. Out: positions, ticks and SVG point lists that templates/report.htm
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,7 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     """
     if high <= low:
         high = low + (abs(low) or 1.0)
-    raw = (high - low) / about
+    raw = max((high - low) / about, sys.float_info.min)  # a quarter of the smallest float is zero
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
