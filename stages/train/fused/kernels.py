@@ -1,0 +1,175 @@
+"""Triton kernels of the fast path. In: CUDA tensors. Out: CUDA tensors; all arithmetic in float32, rounded once to the tensors' own type.
+
+Every kernel takes the strides of its rows, so that results can be written straight into a wider buffer (see `linear.py`).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _rms_norm(x, weight, out, inverse, width, x_stride, out_stride, inner, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    offset = (row % inner) * width + column
+    value = tl.load(x + (row // inner) * x_stride + offset, inside, 0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(value * value) / width + eps)
+    tl.store(inverse + row, scale)
+    normed = (value * scale).to(weight.dtype.element_ty).to(tl.float32)
+    tl.store(out + (row // inner) * out_stride + offset, normed * tl.load(weight + column, inside, 0.0).to(tl.float32), inside)
+
+
+@triton.jit
+def _rms_norm_backward(
+    grad, x, weight, inverse, residual, out, width, grad_stride, x_stride, residual_stride, out_stride, inner, ADD: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    offset = (row % inner) * width + column
+    outer = row // inner
+    scale = tl.load(inverse + row)
+    normed = tl.load(x + outer * x_stride + offset, inside, 0.0).to(tl.float32) * scale
+    pushed = tl.load(grad + outer * grad_stride + offset, inside, 0.0).to(tl.float32) * tl.load(weight + column, inside, 0.0).to(tl.float32)
+    result = scale * (pushed - normed * (tl.sum(pushed * normed) / width))
+    if ADD:
+        result += tl.load(residual + outer * residual_stride + offset, inside, 0.0).to(tl.float32)
+    tl.store(out + outer * out_stride + offset, result, inside)
+
+
+@triton.jit
+def _rotate(x, cos, sin, stride, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, HALF)[None, :]
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    inside = (head < heads) & (column < half)
+    first = x + token * stride + head * (2 * half) + column
+    c = tl.load(cos + token * (2 * half) + column, column < half, 0.0).to(tl.float32)
+    s = tl.load(sin + token * (2 * half) + column, column < half, 0.0).to(tl.float32) * sign
+    low = tl.load(first, inside, 0.0).to(tl.float32)
+    high = tl.load(first + half, inside, 0.0).to(tl.float32)
+    tl.store(first, low * c - high * s, inside)
+    tl.store(first + half, high * c + low * s, inside)
+
+
+@triton.jit
+def _swiglu(gate_up, out, width, in_stride, out_stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(gate_up + row * in_stride + column, inside, 0.0).to(tl.float32)
+    up = tl.load(gate_up + row * in_stride + width + column, inside, 0.0).to(tl.float32)
+    tl.store(out + row * out_stride + column, gate * tl.sigmoid(gate) * up, inside)
+
+
+@triton.jit
+def _swiglu_backward(grad, gate_up, grad_gate_up, out, width, grad_stride, in_stride, grad_in_stride, out_stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(gate_up + row * in_stride + column, inside, 0.0).to(tl.float32)
+    up = tl.load(gate_up + row * in_stride + width + column, inside, 0.0).to(tl.float32)
+    pushed = tl.load(grad + row * grad_stride + column, inside, 0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    tl.store(out + row * out_stride + column, silu * up, inside)
+    place = grad_gate_up + row * grad_in_stride + column
+    tl.store(place, pushed * up * (sigmoid + silu * (1.0 - sigmoid)), inside)
+    tl.store(place + width, pushed * silu, inside)
+
+
+@triton.jit
+def _unpack_nf4(packed, code, scale, scale_code, scale_scale, offset, out, width, stride, BYTES: tl.constexpr):
+    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    block = byte // 32  # 64 weights share a scale, two weights a byte
+    absmax = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * tl.load(scale_scale + block // 256) + tl.load(offset)
+    pair = tl.load(packed + byte).to(tl.int32)
+    high = tl.load(code + (pair >> 4)) * absmax
+    low = tl.load(code + (pair & 15)) * absmax
+    start = tl.program_id(0).to(tl.int64) * (2 * BYTES)
+    element = start + tl.arange(0, 2 * BYTES)
+    tl.store(out + (element // width) * stride + element % width, tl.interleave(high, low))
+
+
+@triton.jit
+def _cross_entropy(logits, targets, losses, vocabulary, stride, GRAD: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * stride
+    largest = -float("inf")
+    total = 0.0
+    for first in range(0, vocabulary, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        value = tl.load(start + column, column < vocabulary, -float("inf")).to(tl.float32)
+        higher = tl.maximum(largest, tl.max(value))
+        total = total * tl.exp(largest - higher) + tl.sum(tl.exp(value - higher))
+        largest = higher
+    normaliser = largest + tl.log(total)
+    target = tl.load(targets + row)
+    tl.store(losses + row, normaliser - tl.load(start + target).to(tl.float32))
+    tl.debug_barrier()  # the target's logit is read before any thread overwrites it
+    if GRAD:
+        for first in range(0, vocabulary, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            value = tl.load(start + column, column < vocabulary, -float("inf")).to(tl.float32)
+            share = tl.exp(value - normaliser) - tl.where(column == target, 1.0, 0.0)
+            tl.store(start + column, share, column < vocabulary)
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, inner: int, out: torch.Tensor) -> torch.Tensor:
+    width = weight.numel()
+    inverse = torch.empty(x.shape[0] * inner, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    _rms_norm[(inverse.numel(),)](x, weight, out, inverse, width, x.stride(0), out.stride(0), inner, eps, BLOCK=block, num_warps=_warps(block))
+    return inverse
+
+
+def rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, inner: int, residual: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    width = weight.numel()
+    block = triton.next_power_of_2(width)
+    add = residual is not None
+    other = residual if residual is not None else grad
+    _rms_norm_backward[(inverse.numel(),)](
+        grad, x, weight, inverse, other, out, width, grad.stride(0), x.stride(0), other.stride(0), out.stride(0), inner, ADD=add, BLOCK=block, num_warps=_warps(block)
+    )
+
+
+def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> None:
+    half = cos.shape[-1] // 2
+    together = min(triton.next_power_of_2(heads), 16)
+    _rotate[(x.shape[0], triton.cdiv(heads, together))](
+        x, cos, sin, x.stride(0), heads, half, sign, HEADS=together, HALF=triton.next_power_of_2(half), num_warps=4
+    )
+
+
+def swiglu(gate_up: torch.Tensor, width: int, out: torch.Tensor) -> None:
+    _swiglu[(gate_up.shape[0], triton.cdiv(width, 2048))](gate_up, out, width, gate_up.stride(0), out.stride(0), BLOCK=2048, num_warps=4)
+
+
+def swiglu_backward(grad: torch.Tensor, gate_up: torch.Tensor, width: int, grad_gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    _swiglu_backward[(gate_up.shape[0], triton.cdiv(width, 2048))](
+        grad, gate_up, grad_gate_up, out, width, grad.stride(0), gate_up.stride(0), grad_gate_up.stride(0), out.stride(0), BLOCK=2048, num_warps=4
+    )
+
+
+def unpack_nf4(packed: torch.Tensor, state: "object", out: torch.Tensor) -> None:
+    nested = state.state2
+    count = packed.numel()
+    size = next(size for size in (1024, 512, 256, 128, 64, 32) if count % size == 0)
+    # without fused multiply-add, so that the bits are those of bitsandbytes, which rounds after each operation
+    _unpack_nf4[(count // size,)](
+        packed, state.code, state.absmax, nested.code, nested.absmax, state.offset, out, out.shape[1], out.stride(0), BYTES=size, num_warps=4, enable_fp_fusion=False
+    )
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> torch.Tensor:
+    losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
+    _cross_entropy[(len(targets),)](logits, targets, losses, logits.shape[1], logits.stride(0), GRAD=grad, BLOCK=8192, num_warps=16)
+    return losses
