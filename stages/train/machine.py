@@ -1,8 +1,18 @@
-"""What a training costs: seconds, memory, energy. Read from the machine; nothing here is compared by bytes."""
+"""What a training costs and what its device can do: seconds, memory, energy, FLOPs. Read from the machine; nothing is compared by bytes."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+    from stages.train.batches import TokenRow
+
+SIDE = 8192  # of the square matrices whose product is timed
+PRODUCT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +49,120 @@ def _joules(device: str) -> tuple[float | None, str | None]:
         return None, "a processor's energy counter is readable by root only"
     try:
         import pynvml
-        import torch
 
-        pynvml.nvmlInit()
-        # PyTorch numbers the visible devices, NVML all of them: the UUID is the same
-        uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-        millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu_handle())
     except Exception as error:  # a meter never ends a training
         return None, f"NVML gives no energy here ({type(error).__name__}: {error})"
     return millijoules / 1000, None
+
+
+def gpu_handle() -> Any:
+    """NVML's handle of the GPU that PyTorch calls the first."""
+    import pynvml
+    import torch
+
+    pynvml.nvmlInit()
+    # PyTorch numbers the visible devices, NVML all of them: the UUID is the same
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The floating-point operations that one optimiser step needs, whatever the engine computes a second time.
+
+    A frozen weight takes 4 a token (forward, gradient of its input), a trained one 6 (its own gradient too); causal attention takes 6 a
+    pair of tokens, head dimension, head and layer (two products forward, four backward, half of the square). The output layer is
+    counted on the tokens that are learnt from alone. Embeddings, norms and activations are not counted.
+
+    Attributes:
+        token: operations a token.
+        target: operations a token that is learnt from.
+        square: operations a squared length of a row.
+    """
+
+    token: int
+    target: int
+    square: int
+
+    @classmethod
+    def of(cls, model: "nn.Module", config: "PreTrainedConfig") -> "Work":
+        """Counts the linear layers of a model.
+
+        Args:
+            model: the base with its adapter.
+            config: of the base.
+
+        Returns:
+            The work.
+        """
+        import torch
+
+        token = target = 0
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.nn.Linear):
+                continue
+            operations = (6 if module.weight.requires_grad else 4) * module.in_features * module.out_features
+            if "lm_head" in name:
+                target += operations
+            else:
+                token += operations
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return cls(token, target, 6 * text.num_hidden_layers * heads * size)
+
+    def flops(self, rows: "Sequence[TokenRow]") -> float:
+        """The operations of one step over some rows."""
+        lengths = [len(row.input_ids) for row in rows]
+        targets = sum(row.targets for row in rows)
+        return float(self.token * sum(lengths) + self.target * targets + self.square * sum(length**2 for length in lengths))
+
+
+def matmul_rate(device: str) -> float | None:
+    """The rate of bfloat16 matrix products on this GPU, now, in FLOP/s: the ceiling of a training; None on a CPU.
+
+    Call it before the base is loaded: it needs 0.4 GiB for about a third of a second, and gives them back.
+    """
+    if device != "cuda":
+        return None
+    import torch
+
+    try:
+        generator = torch.Generator("cuda").manual_seed(0)  # not zeros, which take less power and so run faster
+        one, other = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16, generator=generator) for _ in range(2))
+        out = torch.empty_like(one)
+        seconds = _seconds_of(lambda: torch.mm(one, other, out=out), 2)  # the first product also loads the library
+        rate = 2 * SIDE**3 / _seconds_of(lambda: torch.mm(one, other, out=out), max(1, min(50, int(PRODUCT_SECONDS / seconds))))
+    except torch.OutOfMemoryError:  # another process holds the card: not worth ending a training
+        return None
+    finally:
+        one = other = out = None  # type: ignore[assignment]
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return rate
+
+
+def _seconds_of(product: Callable[[], object], times: int) -> float:
+    """The mean duration of a call on the GPU."""
+    import torch
+
+    product()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        product()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / times
+
+
+def allocated_bytes(device: str) -> int:
+    """Memory in use now: of the process on a CPU, of PyTorch's tensors on the GPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    return memory_bytes(device)
 
 
 def memory_bytes(device: str) -> int:
