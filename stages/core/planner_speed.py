@@ -1,0 +1,101 @@
+"""How long a training takes: products, attention, memory traffic, launches. In: shape, method, load, card. Out: seconds. No torch.
+
+The operations and bytes are counted; the shares of a card's published rates that they reach are measured (`planner_constants.json`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stages.core.planner_cards import Card
+from stages.core.planner_memory import BF16, FLOAT32, NF4, Load, Method
+from stages.core.planner_shape import Shape
+
+ADAM_BYTES = 7 * FLOAT32  # read and written for each trained parameter of a step: value, gradient, two moments
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is computed, on the average.
+
+    Attributes:
+        passes: micro-batches of an optimizer step.
+        tokens: of a micro-batch, padding included.
+        real_tokens: of a micro-batch, without padding.
+        targets: of a micro-batch.
+        attended: tokens that a token attends to, twice the mean (the mean of squared row lengths over the mean length).
+    """
+
+    passes: int
+    tokens: float
+    real_tokens: float
+    targets: float
+    attended: float
+
+
+def operations(shape: Shape, method: Method, load: Load, work: Work) -> dict[str, float]:
+    """Floating-point operations of one pass: `attention_part` and `mlp_part` and `head` of products, and `attention` itself.
+
+    Forward 2 for each weight and token, as many for the input's gradient (the weights are frozen), as many for what is recomputed, of which
+    the fused engine leaves out down_proj. LoRA adds 2 forward and 4 backward for each of its parameters.
+    """
+    again = load.recomputed / shape.layers
+    mlp = sum(rows * columns for name, (rows, columns) in shape.matrices.items() if name in ("gate_proj", "up_proj", "down_proj"))
+    rest = shape.layer_weights - mlp
+    down = shape.inner * shape.hidden if method.engine == "fused" else 0
+    lora = shape.adapter_parameters(method.rank, method.target_modules) * (6 + 2 * again)
+    causal = 2 * shape.q * work.attended  # scores and values, 2 * 2 * q * attended / 2
+    return {
+        "attention_part": work.tokens * (shape.layers * rest * (4 + 2 * again) + lora),
+        "mlp_part": work.tokens * shape.layers * (4 * mlp + 2 * again * (mlp - down)),
+        "head": work.targets * 4 * shape.hidden * shape.vocabulary,
+        "attention": work.tokens * shape.layers * causal * (1 + 2.5 + again),
+    }
+
+
+def traffic_bytes(shape: Shape, method: Method, load: Load, work: Work) -> dict[str, float]:
+    """Bytes read and written beside the products in one pass: `elementwise` operations, and `unpacking` of NF4 weights."""
+    again = load.recomputed / shape.layers
+    d, q, kv, f = shape.hidden, shape.q, shape.kv, shape.inner
+    forward = (8 * d + 4 * q + 4 * kv + 3 * f) * BF16
+    backward = (14 * d + 6 * q + 8 * kv + 7 * f) * BF16
+    unpackings = 2 if method.engine == "fused" else 2 + again
+    unpacked = shape.layer_weights * unpackings * (NF4 + BF16) if method.quantization == "nf4" else 0
+    return {
+        "elementwise": work.tokens * shape.layers * (forward * (1 + again) + backward) + work.targets * shape.vocabulary * 3 * BF16,
+        "unpacking": shape.layers * unpacked,
+    }
+
+
+def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Card, factors: Mapping[str, float]) -> float:
+    """The predicted seconds of one optimizer step.
+
+    Args:
+        shape: the model's.
+        method: of training.
+        load: recomputed layers, offload and mlp_tokens are read.
+        work: passes and their mean size.
+        card: published rates.
+        factors: of the engine: the shares `products`, `attention`, `memory` of the card's rates, `half_tokens` at which a product reaches
+            half of its rate, `launch_seconds` of the host for each layer computed, `step_seconds` beside the passes.
+
+    Returns:
+        Seconds.
+    """
+    rate = card.tflops * 1e12
+    todo = operations(shape, method, load, work)
+
+    def reached(rows: float) -> float:
+        return factors["products"] * rate * rows / (rows + factors["half_tokens"])
+
+    piece = work.tokens / math.ceil(work.tokens / load.mlp_tokens)
+    products = (todo["attention_part"] + todo["head"]) / reached(work.tokens) + todo["mlp_part"] / reached(piece)
+    attention = todo["attention"] / (factors["attention"] * rate)
+    moved = sum(traffic_bytes(shape, method, load, work).values()) / (factors["memory"] * card.bandwidth * 1e9)
+    device = products + attention + moved
+    host = factors["launch_seconds"] * (3 * shape.layers + load.recomputed)  # a backward is about two forwards
+    if load.offload:
+        host = max(host, 2 * load.recomputed * work.tokens * shape.hidden * BF16 / (card.host_bandwidth * 1e9))
+    trained = shape.adapter_parameters(method.rank, method.target_modules)
+    update = trained * ADAM_BYTES / (factors["memory"] * card.bandwidth * 1e9)
+    return work.passes * max(device, host) + update + factors["step_seconds"]
