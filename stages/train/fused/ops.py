@@ -19,6 +19,16 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def unpack_nf4(weight: torch.Tensor, out: torch.Tensor) -> None:
+    """The weights that double-quantised NF4 (arXiv 2305.14314) stands for, bit for bit as bitsandbytes unpacks them.
+
+    Args:
+        weight: bitsandbytes' Params4bit, on CUDA: on a CPU a base is unpacked when it is loaded.
+        out: `[rows, columns]`; the result.
+    """
+    _kernels().unpack_nf4(weight, weight.quant_state, out)
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, inner: int = 1) -> torch.Tensor:
     """Root-mean-square norm (arXiv 1910.07467) over pieces of each row.
 
