@@ -1,0 +1,166 @@
+"""From the grid's measurements to the planner's constants. In: JSON lines of benchmarks.grid. Out: a table of errors, and the constants.
+
+Factors stay near what first principles say (ridge), and a peak below the truth counts three times as much as one above it.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from benchmarks.shapes import config_of
+from stages.core import planner, planner_cards, planner_memory, planner_speed
+from stages.core.planner_memory import Load, Method
+from stages.core.planner_speed import Work
+
+# name: first guess, lowest, highest, and how strongly the fit is held to the guess
+MEMORY = {
+    "kept": (1.0, 0.8, 1.5, 0.03),
+    "working": (1.0, 0.3, 2.5, 0.02),
+    "chunk": (1.0, 0.3, 2.5, 0.02),
+    "unpacked": (1.0, 0.3, 2.5, 0.02),
+    "head": (1.0, 0.3, 2.5, 0.02),
+    "slack": (1.03, 1.0, 1.3, 0.02),
+    "fixed_bytes": (1.0e8, 0.0, 1.5e9, 0.01),
+}
+SPEED = {
+    "products": (0.7, 0.1, 1.0, 0.02),
+    "attention": (0.4, 0.05, 1.0, 0.02),
+    "memory": (0.6, 0.02, 1.0, 0.02),
+    "half_tokens": (150.0, 1.0, 4000.0, 0.01),
+    "launch_seconds": (4.0e-4, 1.0e-5, 2.0e-2, 0.01),
+    "step_seconds": (2.0e-3, 1.0e-5, 5.0e-2, 0.01),
+}
+UNDER_WEIGHT = 3.0
+MOST_UNDER = 0.02  # a peak is predicted at most so far below any that was measured: 1 % inside what the planner allows itself
+
+Cell = Mapping[str, Any]
+Factors = dict[str, float]
+
+
+def read(files: Sequence[str]) -> list[dict[str, Any]]:
+    """The measured cells; those that ran out of memory have no peak to learn from."""
+    lines = [json.loads(line) for name in files for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in lines if not line.get("out_of_memory")]
+
+
+def _inputs(cell: Cell) -> tuple[Any, Method, Load, Work]:
+    shape = planner.shape_of(config_of(cell["shape"]))
+    method = Method(cell["engine"], cell["quantization"], cell["rank"], "all-linear", "adamw")
+    tokens = cell["tokens"] * cell["rows"]
+    load = Load(tokens, cell["recomputed"], cell["offload"], cell["mlp_tokens"] or tokens, tokens)
+    return shape, method, load, Work(1, tokens, tokens, tokens, cell["tokens"])
+
+
+def predicted_peak(cell: Cell, factors: Mapping[str, float]) -> float:
+    """Bytes that the planner says of a cell."""
+    shape, method, load, _ = _inputs(cell)
+    return sum(planner_memory.peak(shape, method, load, factors).values())
+
+
+def predicted_speed(cell: Cell, factors: Mapping[str, float]) -> float:
+    """Tokens a second that the planner says of a cell."""
+    shape, method, load, work = _inputs(cell)
+    card = planner_cards.named(cell["card"], cell["card_bytes"])
+    return work.tokens / planner_speed.step_seconds(shape, method, load, work, card, factors)
+
+
+def solve(guesses: Mapping[str, tuple[float, ...]], residuals: Callable[[Factors], list[float]]) -> Factors:
+    """The factors of least squared residuals, each held to its guess."""
+    names = list(guesses)
+    guess, low, high, hold = (np.array(column) for column in zip(*guesses.values(), strict=True))
+
+    def wanted(scaled: np.ndarray) -> np.ndarray:
+        factors = dict(zip(names, (scaled * guess).tolist(), strict=True))
+        return np.array([*residuals(factors), *(hold * np.log(np.maximum(scaled, 1e-6)))])
+
+    found = least_squares(wanted, np.ones(len(names)), bounds=(low / guess, high / guess), loss="soft_l1", f_scale=0.1)
+    return dict(zip(names, (found.x * guess).tolist(), strict=True))
+
+
+def fit_memory(cells: Sequence[Cell]) -> Factors:
+    """The memory factors of one engine."""
+
+    def residuals(factors: Factors) -> list[float]:
+        errors = [predicted_peak(cell, factors) / cell["peak_bytes"] - 1 for cell in cells]
+        return [error * (UNDER_WEIGHT if error < 0 else 1) for error in errors]
+
+    factors = solve(MEMORY, residuals)
+    while min(predicted_peak(cell, factors) / cell["peak_bytes"] - 1 for cell in cells) < -MOST_UNDER:
+        factors["slack"] += 0.002
+    return factors
+
+
+def fit_speed(cells: Sequence[Cell]) -> Factors:
+    """The speed factors of one engine."""
+    return solve(SPEED, lambda factors: [float(np.log(predicted_speed(cell, factors) / cell["tokens_per_second"])) for cell in cells])
+
+
+def fit(files: Sequence[str], write: bool) -> None:
+    """Prints the errors of fitted and of held-out cells, and with `write` sets the constants."""
+    everything = read(files)
+    constants = dict(planner.constants())
+    for engine in sorted({cell["engine"] for cell in everything}):
+        cells = [cell for cell in everything if cell["engine"] == engine]
+        memory, speed = fit_memory(cells), fit_speed(cells)
+        constants[engine] = {"memory": _short(memory), "speed": _short(speed)}
+        held_out: dict[int, tuple[float, float]] = {}
+        shapes = sorted({cell["shape"] for cell in cells})
+        for shape in shapes if len(shapes) > 1 else []:
+            others = [cell for cell in cells if cell["shape"] != shape]
+            factors = fit_memory(others), fit_speed(others)
+            for number, cell in enumerate(cells):
+                if cell["shape"] == shape:
+                    held_out[number] = (predicted_peak(cell, factors[0]), predicted_speed(cell, factors[1]))
+        _print_table(engine, cells, memory, speed, held_out)
+    watts = [cell["watts"] / planner_cards.named(cell["card"], cell["card_bytes"]).watts for cell in everything if cell.get("watts")]
+    if watts:
+        constants["power_share"] = round(statistics.median(watts), 3)
+        print(f"\nmedian power: {constants['power_share']:.0%} of the card's limit")
+    if write:
+        planner.CONSTANTS.write_text(json.dumps(constants, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(f"written: {planner.CONSTANTS.name}")
+
+
+def _print_table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, held_out: Mapping[int, tuple[float, float]]) -> None:
+    """A Markdown table, a line a cell, and the sums."""
+    print(f"\n### {engine} engine, {len(cells)} cells, {cells[0]['card']}\n")
+    print(
+        "| shape | base | rows x tokens | recomputed | peak GiB | predicted | error | held out | tokens/s | predicted | error | held out |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    errors: dict[str, list[float]] = {"peak": [], "peak, held out": [], "tokens/s": [], "tokens/s, held out": []}
+    for number, cell in enumerate(cells):
+        row = [
+            _error(predicted_peak(cell, memory), cell["peak_bytes"]),
+            None,
+            _error(predicted_speed(cell, speed), cell["tokens_per_second"]),
+            None,
+        ]
+        if number in held_out:
+            row[1], row[3] = (_error(held_out[number][n], cell[key]) for n, key in enumerate(("peak_bytes", "tokens_per_second")))
+        for name, error in zip(errors, row, strict=True):
+            if error is not None:
+                errors[name].append(error)
+        words = ["" if error is None else f"{error:+.1%}" for error in row]
+        extra = (", offloaded" if cell["offload"] else "") + (f", MLP {cell['mlp_tokens']}" if cell["mlp_tokens"] else "")
+        what = f"{cell['shape']} | {cell['quantization']} | {cell['rows']} x {cell['tokens']} | {cell['recomputed']}{extra}"
+        gib = f"{cell['peak_bytes'] / 2**30:.2f} | {peak / 2**30:.2f} | {words[0]} | {words[1]}"
+        print(f"| {what} | {gib} | {cell['tokens_per_second']:,.0f} | {rate:,.0f} | {words[2]} | {words[3]} |")
+    print()
+    for name, found in errors.items():
+        if found:
+            size = statistics.median(abs(error) for error in found)
+            print(f"- {name}: median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}")
+
+
+def _error(predicted: float, truth: float) -> float:
+    return predicted / truth - 1
+
+
+def _short(factors: Factors) -> Factors:
+    return {name: float(f"{value:.4g}") for name, value in factors.items()}
