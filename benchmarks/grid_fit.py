@@ -135,12 +135,8 @@ def _print_table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Fac
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     errors: dict[str, list[float]] = {"peak": [], "peak, held out": [], "tokens/s": [], "tokens/s, held out": []}
     for number, cell in enumerate(cells):
-        row = [
-            _error(predicted_peak(cell, memory), cell["peak_bytes"]),
-            None,
-            _error(predicted_speed(cell, speed), cell["tokens_per_second"]),
-            None,
-        ]
+        peak, rate = predicted_peak(cell, memory), predicted_speed(cell, speed)
+        row = [_error(peak, cell["peak_bytes"]), None, _error(rate, cell["tokens_per_second"]), None]
         if number in held_out:
             row[1], row[3] = (_error(held_out[number][n], cell[key]) for n, key in enumerate(("peak_bytes", "tokens_per_second")))
         for name, error in zip(errors, row, strict=True):
