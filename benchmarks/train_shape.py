@@ -77,9 +77,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of each row")
     parser.add_argument("--rows-per-pass", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument(
-        "--params", nargs="*", default=[], metavar="KEY=VALUE", help="changes to params.yaml, e.g. train.gradient_checkpointing=true"
-    )
+    parser.add_argument("--params", nargs="*", default=[], metavar="KEY=VALUE", help="changes to params.yaml, e.g. train.recompute=all")
     args = parser.parse_args()
     base = make_shape(args.shape)
     with tempfile.TemporaryDirectory() as temporary:

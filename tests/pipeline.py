@@ -29,6 +29,7 @@ EXEMPT_FILES = {
 EXEMPT_PACKAGES = {
     "nvidia-ml-py": "the energy counter of a GPU, in a report of the machine",
     "tqdm": "the progress bar",
+    "triton": "PyTorch's own compiler, of the one version that torch asks for; a PyTorch for processors has none",
     "psutil": "memory and cores, in reports that no stage reads as input",
     "pydantic": "the schema",
     "dvclive": "the live log in the work dir",
@@ -141,8 +142,9 @@ def imports(file: str) -> set[str]:
 
 
 def imported_files(file: str) -> set[str]:
-    """The project files a file imports directly, the __init__.py of their folders among them."""
-    found: set[str] = set()
+    """The project files a file imports directly, the __init__.py of their folders too, and the JSON files beside it that it names."""
+    named = {node.value for node in ast.walk(tree(file)) if isinstance(node, ast.Constant) and str(node.value).endswith(".json")}
+    found = {f"{Path(file).parent}/{name}" for name in named if (ROOT / file).with_name(str(name)).is_file()}
     for module in imports(file):
         parts = module.split(".")
         if parts[0] == "stages":

@@ -35,7 +35,12 @@ def test_a_stages_code_deps_are_exactly_the_files_it_imports(stage: Stage) -> No
 @pytest.mark.parametrize("stage", ALL)
 def test_a_stage_names_the_version_of_every_package_it_imports(stage: Stage) -> None:
     distributions = importlib.metadata.packages_distributions()
-    imported = {pipeline.normal(d) for file in files_of(stage.module) for name in pipeline.third_party(file) for d in distributions[name]}
+    imported = {
+        pipeline.normal(d)
+        for file in files_of(stage.module)
+        for name in pipeline.third_party(file)
+        for d in distributions.get(name, [name])
+    }
     assert imported - set(pipeline.EXEMPT_PACKAGES) <= stage.versions
 
 

@@ -16,9 +16,11 @@ from stages.core.models import load_adapter
 from stages.core.params import Train, load_params
 from stages.core.stage import sentence
 from stages.train import adapter, checkpoints
-from stages.train.__main__ import check_packing, make_plan, probe_logits
+from stages.train.__main__ import make_plan
 from stages.train.batches import IGNORED, TokenRow, collate
-from stages.train.sft import State, Training, learning_rate, make_optimizer
+from stages.train.gates import check_packing, probe_logits
+from stages.train.optimizer import learning_rate, make_optimizer
+from stages.train.sft import State, Training
 from stages.train.tracking import Tracker
 from tests import trainable
 from tests.tiny import ROOT
@@ -52,17 +54,17 @@ def wake(training: Training) -> Training:
 def test_padded_and_packed_rows_have_the_loss_of_each_row_alone(tiny_base: Path, tmp_path: Path) -> None:
     training = wake(trainable.training(tiny_base, tmp_path))
     rows = training.rows[:6]
-    alone = sum(training.summed_loss([row], "bucket").item() for row in rows)
-    assert training.summed_loss(rows, "bucket").item() == pytest.approx(alone, rel=1e-5)
-    assert training.summed_loss(rows, "pack").item() == pytest.approx(alone, rel=1e-5)
+    alone = sum(training.plain.summed_loss([row], "bucket").item() for row in rows)
+    assert training.plain.summed_loss(rows, "bucket").item() == pytest.approx(alone, rel=1e-5)
+    assert training.plain.summed_loss(rows, "pack").item() == pytest.approx(alone, rel=1e-5)
 
 
 def test_packed_logits_are_the_unpacked_ones(tiny_base: Path, tmp_path: Path) -> None:
     training = wake(trainable.training(tiny_base, tmp_path))
     rows = training.rows[:4]
     with torch.no_grad():
-        packed = training.logits(collate(rows, "pack", 0))[0]
-        alone = torch.cat([training.logits(collate([row], "bucket", 0))[0] for row in rows])
+        packed = training.plain.logits(collate(rows, "pack", 0))[0]
+        alone = torch.cat([training.plain.logits(collate([row], "bucket", 0))[0] for row in rows])
     assert (packed - alone).abs().max() < 1e-4
 
 
@@ -94,7 +96,8 @@ def test_accumulating_packing_and_checkpointing_activations_change_memory_and_no
     for name, changes in {
         "one row a forward pass": {"micro_batch_tokens": 40},
         "packed": {"batching": "pack", "micro_batch_tokens": 80},
-        "activations computed again": {"gradient_checkpointing": True},
+        "activations computed again": {"recompute": "all"},
+        "activations of one layer computed again": {"recompute": 1},
     }.items():
         assert losses(trainable.training(tiny_base, tmp_path / name, **changes)) == pytest.approx(whole, abs=1e-4), name
 
@@ -223,9 +226,7 @@ def test_a_row_longer_than_a_micro_batch_is_named(tiny_base: Path, tmp_path: Pat
     rows = trainable.training(tiny_base, tmp_path).rows
     longest = max(rows, key=lambda row: len(row.input_ids))
     with pytest.raises(UserError, match=rf"row {longest.id} has \d+ tokens, more than train.micro_batch_tokens \(16\)"):
-        make_plan(rows, settings(micro_batch_tokens=16), "cpu", 1)
-    with pytest.raises(UserError, match="no rows to train on"):
-        make_plan([], settings(), "cpu", 1)
+        make_plan(rows, settings(), 16, "bucket", "cpu", 1)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_lora_variants_that_contradict_each_other_are_refused(changes: dict[str,
 
 def test_optimisers_with_8_bit_state_are_refused_without_cuda() -> None:
     with pytest.raises(UserError, match=r"adamw_8bit needs CUDA, but the device is cpu; use adamw"):
-        make_optimizer([torch.nn.Parameter(torch.zeros(2))], settings(optimizer="adamw_8bit"), "cpu")
+        make_optimizer({"a": torch.nn.Parameter(torch.zeros(2))}, settings(optimizer="adamw_8bit"), "cpu")
 
 
 def test_a_broken_logger_does_not_end_the_training(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,4 +314,4 @@ def test_no_column_of_a_batch_is_without_a_target(tiny_base: Path, tmp_path: Pat
     training = trainable.training(tiny_base, tmp_path)
     batch = collate(training.rows[:3], "pack", 0)
     assert (batch.targets != IGNORED).any(0).all()
-    assert training.logits(batch).shape[:2] == batch.targets.shape
+    assert training.plain.logits(batch).shape[:2] == batch.targets.shape

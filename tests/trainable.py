@@ -15,8 +15,13 @@ import numpy as np
 from stages.core.models import NEW_TOKENS, digests
 from stages.core.params import Train, load_params
 from stages.train import adapter
-from stages.train.batches import TokenRow, plan
-from stages.train.sft import Training, make_optimizer
+from stages.train.__main__ import make_plan
+from stages.train.batches import TokenRow
+from stages.train.choice import Choice, fused_model
+from stages.train.optimizer import make_optimizer
+from stages.train.plain import PlainModel
+from stages.train.room import Room
+from stages.train.sft import Training
 from stages.train.stop import Stop
 from stages.train.tracking import Tracker
 from tests import tiny
@@ -108,22 +113,30 @@ def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
 
 
 def around(model: Any, train: Train, root: Path, rows: list[TokenRow], validation: list[TokenRow]) -> Training:
-    """A training of a model with its adapter, wherever it is."""
-    lengths = [len(row.input_ids) for row in rows]
+    """A training of a model with its adapter, wherever it is; on the fused path where train.kernels asks for it."""
     device = model.device.type
+    tokens = train.micro_batch_tokens
+    assert isinstance(tokens, int)
+    plain = PlainModel(model, train.batching, model.dtype, 2)
+    recomputed = {"none": 0, "auto": 0, "all": plain.layers}.get(str(train.recompute), train.recompute)
+    assert isinstance(recomputed, int)
+    chosen = Choice("fused" if train.kernels == "fused" else "plain", None, tokens, recomputed, False, tokens, None)
+    fused = fused_model(chosen, model)
+    root.mkdir(parents=True, exist_ok=True)
     return Training(
         model=model,
-        optimizer=make_optimizer(list(adapter.trainable(model).values()), train, device),
-        plan=plan(lengths, train.epochs, train.max_steps, train.effective_batch, train.micro_batch_tokens, train.batching, device, 1),
+        plain=plain,
+        fused=fused,
+        optimizer=make_optimizer(adapter.trainable(model), train, device),
+        plan=make_plan(rows, train, tokens, train.batching if fused is None else "pack", device, 1),
+        micro_batch_tokens=tokens,
         rows=rows,
         validation=validation,
         settings=train,
         runtime=load_params(tiny.ROOT / "params.yaml").runtime,
         seed=1,
-        device=device,
-        dtype=model.dtype,
-        pad=2,
         root=root,
+        room=Room(root, plain.layers - recomputed, False, None if fused is None else tokens),
         tracker=Tracker(root / "live"),
         stop=Stop(),
     )

@@ -185,6 +185,12 @@ class Numerics(Section):
     compute_dtype: Literal["auto", "float32", "bfloat16"]
 
 
+class TrainWatch(Section):
+    non_finite: Literal["stop", "roll_back"]
+    spike: Literal["warn", "stop", "roll_back"]
+    spike_score: Annotated[float, Field(gt=0)]
+
+
 class Train(Section):
     rank: Positive
     alpha: Positive
@@ -196,17 +202,21 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0)]
     max_steps: Positive | None
     effective_batch: Positive
-    micro_batch_tokens: Positive
+    micro_batch_tokens: Literal["auto"] | Positive
     batching: Literal["bucket", "pack"]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    lora_plus_ratio: Annotated[float, Field(gt=0)] | None
     schedule: Literal["cosine", "linear", "constant"]
     warmup_share: OpenShare
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-    gradient_checkpointing: bool
+    neftune_alpha: Annotated[float, Field(gt=0)] | None
+    kernels: Literal["auto", "fused", "plain"]
+    recompute: Literal["auto", "none", "all"] | NotNegative
     eval_every: Positive
     early_stop: Positive | None
+    watch: TrainWatch
 
     @model_validator(mode="after")
     def _variants_agree(self) -> "Train":
@@ -248,12 +258,30 @@ class Card(Section):
     license: Name
     intended_use: Name
     grid_co2_grams_per_kwh: Annotated[float, Field(ge=0)]
+    price_per_kwh: Annotated[float, Field(ge=0)]
+    currency: Name
+
+
+WarnOrStop = Literal["warn", "stop"]
+
+
+class RunWatch(Section):
+    sample_seconds: Annotated[float, Field(gt=0)] | None
+    gradient_norm: WarnOrStop
+    throughput: WarnOrStop
+    throughput_drop: Annotated[float, Field(gt=0, lt=1)]
+    memory_growth: WarnOrStop
+    plateau: WarnOrStop
+    plateau_steps: Annotated[int, Field(ge=10)]
+    validation_rising: WarnOrStop
 
 
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
     save_every: Positive
     log_every: Positive
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None
+    watch: RunWatch
 
 
 class Params(Section):
@@ -281,7 +309,7 @@ class Params(Section):
     def _sections_agree(self) -> "Params":
         if self.train.early_stop is not None and not (self.split.validation and self.split.max_validation != 0):
             raise ValueError("train.early_stop is set, but split.validation or split.max_validation leaves no validation rows to stop on")
-        if self.train.micro_batch_tokens < self.tokenize.max_tokens:
+        if self.train.micro_batch_tokens != "auto" and self.train.micro_batch_tokens < self.tokenize.max_tokens:
             raise ValueError(
                 f"train.micro_batch_tokens ({self.train.micro_batch_tokens}) is below tokenize.max_tokens "
                 f"({self.tokenize.max_tokens}): the longest row would fit no forward pass"

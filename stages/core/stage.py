@@ -75,6 +75,6 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return "the machine's memory is exhausted; lower data.max_rows or close other programs and run again"
     if type(error).__name__ == "OutOfMemoryError":
-        remedy = "lower train.micro_batch_tokens or evaluate.batch_size, or set train.gradient_checkpointing: true"
+        remedy = "lower train.micro_batch_tokens or evaluate.batch_size, or set train.recompute: all"
         return f"the GPU's memory is exhausted; {remedy}"
     return None

@@ -16,22 +16,25 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import remove
 from stages.core.models import compute_dtype, device_of, load_base, load_tokenizer, new_token_ids, read_manifest
-from stages.core.params import Params, load_params
+from stages.core.params import Params, Train, load_params
 from stages.core.runs import held_run
 from stages.core.stage import run_stage
-from stages.train import adapter, checkpoints, machine
-from stages.train.batches import Step, TokenRow, collate, plan, read_tokens
-from stages.train.publish import CONFIG, FACTS, STATE, WEIGHTS, publish
-from stages.train.sft import Training, make_optimizer
+from stages.train import adapter, checkpoints, choice, machine
+from stages.train.batches import Step, TokenRow, computed_tokens, plan, read_tokens
+from stages.train.dry_run import rehearse
+from stages.train.gates import check_base, check_kernels, check_packing, probe_logits, settle_determinism
+from stages.train.optimizer import make_optimizer
+from stages.train.plain import PlainModel
+from stages.train.publish import CONFIG, FACTS, STATE, WEIGHTS, costs, publish
+from stages.train.room import Room
+from stages.train.sft import State, Training
 from stages.train.stop import Stop, Stopped, caught
 from stages.train.tracking import Tracker
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: resumable
-PACKING_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats a target
 
 
 def main(params: Params) -> None:
@@ -53,6 +56,9 @@ def main(params: Params) -> None:
                 raise SystemExit(STOPPED) from None
         run.check_unmoved()
         publish(finished)
+        if device == "cuda":
+            state = State(**checkpoints.read(finished, STATE))
+            choice.remember(root, state.shrunk, costs(state))
         for folder in root.glob("step-*"):
             remove(folder)
 
@@ -74,10 +80,13 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     settings = params.train
     manifest = read_manifest()
     rows, validation = read_tokens(paths.TOKENIZED_TRAIN), read_tokens(paths.TOKENIZED_VALIDATION)
-    steps = make_plan(rows, settings, device, params.seed)
+    if not rows:
+        raise UserError(f"{paths.TOKENIZED_TRAIN} has no rows to train on; add data, or see reports/tokenize.json for what was dropped")
     if settings.early_stop is not None and not validation:
         raise UserError(f"train.early_stop is set, but {paths.TOKENIZED_VALIDATION} has no rows to stop on; set it to null or add rows")
     tokenizer = load_tokenizer(paths.TOKENIZER)
+    if device == "cuda":
+        machine.cap_memory(params.runtime.gpu_memory_gib)
     base = load_base(manifest, params.numerics, device, len(tokenizer))
     check_base(base)
     probe = (validation or rows)[0]
@@ -90,25 +99,31 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     copies = (checkpoints.KEPT + 1) * (3 + (settings.early_stop is not None)) + 2
     root.mkdir(parents=True, exist_ok=True)
     checkpoints.check_room(root, 4 * weights * copies)
+    plain = PlainModel(model, settings.batching, dtype, tokenizer.pad_token_id or 0)
+    chosen = choice.choose(params, model, plain.layers, [len(row.input_ids) for row in rows], manifest, root)
+    fused = choice.fused_model(chosen, model)
     training = Training(
         model=model,
-        optimizer=make_optimizer(list(parameters.values()), settings, device),
-        plan=steps,
+        plain=plain,
+        fused=fused,
+        optimizer=make_optimizer(parameters, settings, device),
+        plan=make_plan(rows, settings, chosen.micro_batch_tokens, settings.batching if fused is None else "pack", device, params.seed),
+        micro_batch_tokens=chosen.micro_batch_tokens,
         rows=rows,
         validation=validation,
         settings=settings,
         runtime=params.runtime,
         seed=params.seed,
-        device=device,
-        dtype=dtype,
-        pad=tokenizer.pad_token_id or 0,
         root=root,
+        room=Room(root, plain.layers - chosen.recomputed, chosen.offload, chosen.mlp_tokens),
         tracker=Tracker(root / "live"),
         stop=stop,
     )
     deterministic = settle_determinism(training)
-    if settings.batching == "pack":
+    differences = check_kernels(training) if fused is not None else None
+    if fused is None and settings.batching == "pack":
         check_packing(training)
+    rehearse(training)
     reason = training.fit()
     tensors, config = adapter.published(model, initial, manifest["name"])
     gates = adapter.check_not_inert(tensors, before, probe_logits(model, probe, device))
@@ -121,24 +136,29 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
             "stopped_early": reason == "early_stop",
             "published_step": training.state.best["step"] if training.best is not None and training.state.best else training.state.step,
             "gates": gates,
-            **counts(rows, validation, steps, training.state.step, settings.batching),
+            "shrunk": training.state.shrunk,
+            **counts(training),
         },
         "machine": {
             "device": device,
             "gpu": machine.gpu_name(device),
             "dtype": str(dtype).removeprefix("torch."),
             "deterministic": deterministic,
+            "plan": asdict(chosen),
+            "kernels_differ_by": differences,
         },
     }
     checkpoints.write(finished, {WEIGHTS: tensors}, {CONFIG: config, STATE: asdict(training.state), FACTS: facts})
 
 
-def make_plan(rows: Sequence[TokenRow], settings: Any, device: str, seed: int) -> list[Step]:
+def make_plan(rows: Sequence[TokenRow], settings: Train, tokens: int, batching: str, device: str, seed: int) -> list[Step]:
     """The plan of all steps, after checking that every row fits a micro-batch.
 
     Args:
         rows: training rows.
         settings: params.yaml's train.
+        tokens: of one forward pass at most.
+        batching: bucket | pack.
         device: cpu or cuda.
         seed: of the shuffles.
 
@@ -146,128 +166,37 @@ def make_plan(rows: Sequence[TokenRow], settings: Any, device: str, seed: int) -
         The steps.
 
     Raises:
-        UserError: there is no row, or one is longer than a micro-batch.
+        UserError: a row is longer than a micro-batch.
     """
-    if not rows:
-        raise UserError(f"{paths.TOKENIZED_TRAIN} has no rows to train on; add data, or see reports/tokenize.json for what was dropped")
     longest = max(rows, key=lambda row: len(row.input_ids))
-    if len(longest.input_ids) > settings.micro_batch_tokens:
+    if len(longest.input_ids) > tokens:
         raise UserError(
-            f"row {longest.id} has {len(longest.input_ids)} tokens, more than train.micro_batch_tokens ({settings.micro_batch_tokens}); "
+            f"row {longest.id} has {len(longest.input_ids)} tokens, more than train.micro_batch_tokens ({tokens}); "
             f"raise it, or lower tokenize.max_tokens"
         )
-    return plan(
-        [len(row.input_ids) for row in rows],
-        settings.epochs,
-        settings.max_steps,
-        settings.effective_batch,
-        settings.micro_batch_tokens,
-        settings.batching,
-        device,
-        seed,
-    )
+    lengths = [len(row.input_ids) for row in rows]
+    return plan(lengths, settings.epochs, settings.max_steps, settings.effective_batch, tokens, batching, device, seed)
 
 
-def check_base(base: "PreTrainedModel") -> None:
-    """Stops for an architecture that cannot leave out the logits nobody learns from."""
-    import inspect
-
-    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-        raise UserError(f"{type(base).__name__} of the base is no causal language model that train knows; choose another base")
-
-
-def probe_logits(model: Any, row: TokenRow, device: str) -> "torch.Tensor":
-    """The logits at a row's targets, `[targets, vocabulary] float32` on the CPU."""
-    import torch
-
-    batch = collate([row], "bucket", 0)
-    model.eval()
-    with torch.no_grad():
-        out = model(input_ids=batch.input_ids.to(device), logits_to_keep=batch.columns.to(device), use_cache=False)
-    return out.logits[0].float().cpu()
-
-
-def settle_determinism(training: Training) -> bool:
-    """Holds PyTorch to kernels that give equal bits run to run, unless the base has an operation without one.
-
-    Packed rows on a GPU are left out: there the deterministic backward of masked attention makes training four times slower.
-
-    Args:
-        training: before its first step.
-
-    Returns:
-        Whether all is deterministic.
-
-    Raises:
-        RuntimeError: the trial step failed for another reason than a kernel without a deterministic form.
-    """
-    import torch
-
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # or every empty tensor is filled
-    if training.device == "cuda" and training.settings.batching == "pack":
-        return False
-    torch.use_deterministic_algorithms(True)
-    try:
-        training.summed_loss(training.rows[:2]).backward()
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        sys.stderr.write(f"train: runs of equal inputs may differ in the last bits: {str(error).splitlines()[0]}\n")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        return False
-    finally:
-        training.optimizer.zero_grad(set_to_none=True)
-    return True
-
-
-def check_packing(training: Training) -> None:
-    """Stops where the base lets packed rows see each other: the loss of two rows end to end must be that of each alone.
-
-    Args:
-        training: before its first step, or where it goes on.
-
-    Raises:
-        UserError: the losses differ.
-    """
-    import torch
-
-    pair = list(training.rows[:2])
-    training.model.eval()
-    with torch.no_grad():
-        packed = training.summed_loss(pair, "pack").item()
-        alone = sum(training.summed_loss([row], "bucket").item() for row in pair)
-    difference = abs(packed - alone) / sum(row.targets for row in pair)
-    if difference > PACKING_TOLERANCE[str(training.dtype).removeprefix("torch.")]:
-        raise UserError(
-            f"train.batching is pack, but the base does not keep packed rows apart (their loss is {difference:.2g} nats a token off); "
-            f"set train.batching: bucket"
-        )
-
-
-def counts(rows: Sequence[TokenRow], validation: Sequence[TokenRow], steps: Sequence[Step], done: int, batching: str) -> dict[str, Any]:
+def counts(training: Training) -> dict[str, Any]:
     """Rows, tokens and steps of the plan and of the part that was run.
 
     Args:
-        rows: training rows.
-        validation: validation rows.
-        steps: the plan.
-        done: steps that were run.
-        batching: bucket | pack.
+        training: at its end.
 
     Returns:
         Counts by name; `padding_share` is the share of the tokens computed that was padding.
     """
-    run = [micro_batch for step in steps[:done] for micro_batch in step.micro_batches]
+    rows, done = training.rows, training.state.step
+    run = [micro_batch for step in training.plan[:done] for micro_batch in training.micro_batches(step, step.number)]
     seen = [rows[row] for micro_batch in run for row in micro_batch]
     tokens = sum(len(row.input_ids) for row in seen)
-    computed = tokens
-    if batching == "bucket":
-        computed = sum(len(micro_batch) * max(len(rows[row].input_ids) for row in micro_batch) for micro_batch in run)
+    computed = sum(computed_tokens(micro_batch, training.lengths, training.batching) for micro_batch in run)
     return {
-        "rows": {"train": len(rows), "validation": len(validation)},
-        "tokens": {"train": sum(len(row.input_ids) for row in rows), "trained": sum(row.targets for row in rows)},
+        "rows": {"train": len(rows), "validation": len(training.validation)},
+        "tokens": {"train": sum(training.lengths), "trained": sum(row.targets for row in rows)},
         "seen": {"rows": len(seen), "tokens": tokens, "trained": sum(row.targets for row in seen), "epochs": len(seen) / len(rows)},
-        "planned_steps": len(steps),
+        "planned_steps": len(training.plan),
         "forward_passes": len(run),
         "padding_share": 1 - tokens / computed,
     }

@@ -57,8 +57,6 @@ def attach(base: "PreTrainedModel", settings: "Train", new_tokens: Sequence[int]
         warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 asks transformers 5.23 by an older name
         model = get_peft_model(base, config)
     assert isinstance(model, PeftModel)
-    if settings.gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 

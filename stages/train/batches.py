@@ -143,6 +143,35 @@ def fill(rows: Sequence[int], lengths: Sequence[int], limit: int, batching: str,
     return pack(rows, lengths, limit) if batching == "pack" else bucket(rows, lengths, limit, PASS_TOKENS[device])
 
 
+def computed_tokens(micro_batch: Sequence[int], lengths: Sequence[int], batching: str) -> int:
+    """Tokens of one forward pass, padding included."""
+    found = [lengths[row] for row in micro_batch]
+    return sum(found) if batching == "pack" else len(found) * max(found)
+
+
+def cut(
+    micro_batches: Sequence[tuple[int, ...]], lengths: Sequence[int], limit: int | None, batching: str, device: str
+) -> list[tuple[int, ...]]:
+    """Deals the rows of micro-batches above a limit to smaller ones; the others stay as they are.
+
+    Args:
+        micro_batches: of row numbers.
+        lengths: tokens of each row of the data.
+        limit: computed tokens of one micro-batch, or None; a single row above it stays.
+        batching: bucket | pack.
+        device: cpu or cuda.
+
+    Returns:
+        The micro-batches.
+    """
+    if limit is None:
+        return list(micro_batches)
+    parts: list[tuple[int, ...]] = []
+    for whole in micro_batches:
+        parts += fill(whole, lengths, limit, batching, device) if computed_tokens(whole, lengths, batching) > limit else [whole]
+    return parts
+
+
 def bucket(rows: Sequence[int], lengths: Sequence[int], limit: int, pass_tokens: int) -> list[tuple[int, ...]]:
     """Rows of like length together, so that rows times the longest stays within the limit and as little as possible is computed.
 

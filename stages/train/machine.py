@@ -188,6 +188,39 @@ def peak_memory(device: str) -> dict[str, Any]:
     return {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "gpu_bytes": gpu}
 
 
+def reset_peak(device: str) -> None:
+    """Lets the GPU's largest memory be counted from now; a process's own cannot be."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def cap_memory(gib: float | None) -> None:
+    """Holds this process to a part of the GPU's memory.
+
+    Args:
+        gib: runtime.gpu_memory_gib; None, or more than there is, caps nothing.
+    """
+    if gib is not None:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / torch.cuda.get_device_properties(0).total_memory))
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is still to be had: on the GPU within this process's cap, and on a CPU from the system."""
+    if device == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        cap = round(torch.cuda.get_per_process_memory_fraction() * total)
+        return min(free, cap - torch.cuda.memory_reserved())
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def gpu_name(device: str) -> str | None:
     """The GPU's name, or None on a CPU."""
     if device != "cuda":

@@ -91,6 +91,8 @@ def costs(state: State) -> dict[str, Any]:
         "peak_memory_bytes": state.peak_host_bytes if state.peak_gpu_bytes is None else state.peak_gpu_bytes,
         "peak_host_bytes": state.peak_host_bytes,
         "peak_gpu_bytes": state.peak_gpu_bytes,
+        "dry_run_peak_bytes": state.dry_run_peak_bytes,
+        "shrunk": state.shrunk,
         "energy_joules": state.joules,
         "why_no_energy": state.why_no_joules,
         "resumed_from": state.resumed_from,

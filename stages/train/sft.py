@@ -7,7 +7,7 @@ the same bits as one that was not: the learning rate is a function of the step, 
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from stages.core.errors import UserError
 from stages.core.progress import progress
 from stages.train import adapter, checkpoints, machine
-from stages.train.batches import Batch, Step, TokenRow, collate, fill
+from stages.train.batches import Step, TokenRow, computed_tokens, cut, fill
+from stages.train.optimizer import learning_rate, optimizer_state, restore_optimizer, set_learning_rate
+from stages.train.plain import PlainModel
+from stages.train.room import OutOfRoom, Room, free_cache, told, watched
 from stages.train.stop import Stop, Stopped
 from stages.train.tracking import Tracker
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from stages.core.params import Runtime, Train
+    from stages.train.fused.model import FusedModel
 
 Point = dict[str, float]
 
@@ -43,6 +47,8 @@ class State:
         why_no_joules: why it is None.
         peak_host_bytes: largest memory of any of its processes.
         peak_gpu_bytes: largest memory reserved on the GPU, or None.
+        dry_run_peak_bytes: largest memory of the dry run of any of its processes, of the GPU where there is one.
+        shrunk: how less was computed at once where the memory ran out, and from which step on (room.Level).
     """
 
     step: int = 0
@@ -55,6 +61,8 @@ class State:
     why_no_joules: str | None = None
     peak_host_bytes: int = 0
     peak_gpu_bytes: int | None = None
+    dry_run_peak_bytes: int | None = None
+    shrunk: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def best(self) -> Point | None:
@@ -74,17 +82,18 @@ class Training:
 
     Attributes:
         model: the base with its adapter.
+        plain: the plain path over it.
+        fused: the fused path over it, which is then the one taken, or None.
         optimizer: over the adapter's parameters.
         plan: every step of the run.
+        micro_batch_tokens: tokens of one forward pass at most.
         rows: training rows.
         validation: validation rows.
         settings: params.yaml's train.
         runtime: params.yaml's runtime.
-        seed: of dropout.
-        device: cpu or cuda.
-        dtype: of the base's activations.
-        pad: the padding token.
+        seed: of dropout and NEFTune's noise.
         root: where checkpoints go.
+        room: what to do when memory runs out.
         tracker: the live log.
         stop: the signals that were caught.
         state: where it is.
@@ -92,17 +101,18 @@ class Training:
     """
 
     model: "PeftModel"
+    plain: PlainModel
+    fused: "FusedModel | None"
     optimizer: "torch.optim.Optimizer"
     plan: Sequence[Step]
+    micro_batch_tokens: int
     rows: Sequence[TokenRow]
     validation: Sequence[TokenRow]
     settings: "Train"
     runtime: "Runtime"
     seed: int
-    device: str
-    dtype: "torch.dtype"
-    pad: int
     root: Path
+    room: Room
     tracker: Tracker
     stop: Stop
     state: State = field(default_factory=State)
@@ -110,12 +120,17 @@ class Training:
 
     def __post_init__(self) -> None:
         """Reads the meters, from which the run's cost is counted, and goes on from the newest whole checkpoint."""
+        self.device = self.plain.device
+        self.engine: PlainModel | FusedModel = self.plain if self.fused is None else self.fused
+        self.batching = self.settings.batching if self.fused is None else "pack"  # the fused path never pads
+        self.lengths = [len(row.input_ids) for row in self.rows]
+        self.parameters = adapter.trainable(self.model)
         self._meters = machine.reading(self.device)
         self._saved = 0
-        self._parameters = adapter.trainable(self.model)
         folder = checkpoints.newest(self.root)
         if folder is not None:
             self._load(folder)
+        self.state.shrunk = self.room.shrunk
 
     def fit(self) -> str:
         """Trains to the last step of the plan, or until the validation loss stalls.
@@ -148,63 +163,89 @@ class Training:
         return sum(len(self.rows[row].input_ids) for row in step.rows)
 
     def _train(self, step: Step) -> None:
-        """One optimiser step; its loss is the mean over the targets of all its micro-batches."""
-        import torch
-
+        """One optimiser step, done again with less at once where the memory runs out."""
         start = time.monotonic()
-        torch.manual_seed(_step_seed(self.seed, step.number))
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        targets = sum(self.rows[row].targets for row in step.rows)
-        loss = 0.0
-        for micro_batch in step.micro_batches:
-            self.stop.check()
-            share = self.summed_loss([self.rows[row] for row in micro_batch]) / targets
-            self._check_finite("loss", share.item(), step.number, micro_batch)
-            share.backward()
-            loss += share.item()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.settings.max_grad_norm).item()
-        self._check_finite("gradient", norm, step.number, step.rows)
-        rate = learning_rate(step.number, len(self.plan), self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        while True:
+            try:
+                seen = self._attempt(step)
+                break
+            except OutOfRoom as error:
+                failed = error.rows
+            self.make_room("train", step.number, failed)  # outside of except: the error holds what the pass allocated
         self.state.step = step.number
-        seen = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         speed = {"tokens_per_second": self._tokens(step) / (time.monotonic() - start), "memory_bytes": machine.memory_bytes(self.device)}
         self.state.train.append({"step": step.number, **seen})
         self.state.speed.append({"step": step.number, **speed})
         if step.number % self.runtime.log_every == 0:
             self.tracker.log(step.number, {**seen, **speed})
 
-    def summed_loss(self, rows: Sequence[TokenRow], batching: str | None = None) -> "torch.Tensor":
-        """The cross-entropy summed over the targets of one micro-batch, in nats.
+    def _attempt(self, step: Step) -> Point:
+        """One optimiser step; its loss is the mean over the targets of all its micro-batches."""
+        import torch
+
+        self.ready("train", step.number)
+        torch.manual_seed(_step_seed(self.seed, step.number))
+        self.optimizer.zero_grad(set_to_none=True)
+        targets = sum(self.rows[row].targets for row in step.rows)
+        micro_batches = self.micro_batches(step, step.number)
+        shares = []
+        for micro_batch in micro_batches:
+            self.stop.check()
+            with watched(micro_batch):
+                share = self.engine.summed_loss([self.rows[row] for row in micro_batch]) / targets
+                share.backward()
+            shares.append(share.detach())
+        with watched(max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))):
+            losses = torch.stack(shares).tolist()  # once a step: the GPU is not waited for in between
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
+            for loss, micro_batch in zip(losses, micro_batches, strict=True):
+                self._check_finite("loss", loss, step.number, micro_batch)
+            self._check_finite("gradient", norm, step.number, step.rows)
+            rate = learning_rate(step.number, len(self.plan), self.settings)
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+        return {"loss": sum(losses), "grad_norm": norm, "learning_rate": rate}
+
+    def ready(self, work: str, step: int) -> None:
+        """Sets the model up for the training of a step, or for the validation after it."""
+        self.model.train(work == "train")
+        self.engine.neftune = self.settings.neftune_alpha if work == "train" else None
+        level = self.room.level(work, step)
+        if work == "train":
+            self.engine.kept = level.kept
+        if self.fused is not None:
+            self.fused.offload, self.fused.mlp_tokens = level.offload, level.mlp_tokens or self.fused.mlp_tokens
+
+    def micro_batches(self, planned: Step, number: int) -> list[tuple[int, ...]]:
+        """A step's micro-batches as they are computed at a step: as planned, or cut where the memory ran out before."""
+        limit = self.room.level("train", number).micro_batch_tokens
+        return cut(planned.micro_batches, self.lengths, limit, self.batching, self.device)
+
+    def validation_batches(self, step: int) -> list[tuple[int, ...]]:
+        """The micro-batches of the validation rows after a step."""
+        lengths = [len(row.input_ids) for row in self.validation]
+        whole = fill(range(len(lengths)), lengths, self.micro_batch_tokens, self.batching, self.device)
+        return cut(whole, lengths, self.room.level("validation", step).micro_batch_tokens, self.batching, self.device)
+
+    def make_room(self, work: str, step: int, failed: Sequence[int]) -> None:
+        """Takes the next smaller way to compute, after a micro-batch found no memory; without one, a UserError.
 
         Args:
-            rows: the micro-batch.
-            batching: bucket | pack; None takes train.batching.
-
-        Returns:
-            A scalar in float32.
+            work: train | validation.
+            step: of the training, or after which it validates.
+            failed: the row numbers of the micro-batch.
         """
-        import torch
-
-        batch = collate(rows, batching or self.settings.batching, self.pad)
-        logits = self.logits(batch)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.to(self.device).flatten(), reduction="sum")
-
-    def logits(self, batch: Batch) -> "torch.Tensor":
-        """The logits in the batch's columns, `[rows, kept, vocabulary] float32`."""
-        import torch
-
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            out = self.model(
-                input_ids=batch.input_ids.to(self.device),
-                position_ids=None if batch.position_ids is None else batch.position_ids.to(self.device),
-                logits_to_keep=batch.columns.to(self.device),
-                use_cache=False,
-            )
-        return out.logits.float()
+        self.optimizer.zero_grad(set_to_none=True)
+        free_cache(self.device)
+        rows = self.rows if work == "train" else self.validation
+        lengths = [len(row.input_ids) for row in rows]
+        longest = max(lengths[row] for row in failed)
+        level = self.room.shrink(work, step, len(failed), computed_tokens(failed, lengths, self.batching), longest)
+        self.state.shrunk = self.room.shrunk
+        where = f"in step {step}" if work == "train" else f"in the validation after step {step}"
+        sys.stderr.write(
+            f"train: the memory ran out {where} on {len(failed)} rows of up to {longest} tokens; from here on: {told(level)}\n"
+        )
 
     def _check_finite(self, what: str, value: float, step: int, rows: Sequence[int]) -> None:
         if math.isfinite(value):
@@ -223,29 +264,36 @@ class Training:
             return
         self.state.validation.append({"step": step, "loss": self._validation_loss()})
         if self.settings.early_stop is not None and self.state.best is not None and self.state.best["step"] == step:
-            self.best = adapter.copied(self._parameters)
+            self.best = adapter.copied(self.parameters)
         self.tracker.log_validation(step, self.state.validation[-1]["loss"])
 
     def _validation_loss(self) -> float:
         """The mean loss over the targets of the validation rows, which were never trained on."""
+        while True:
+            try:
+                return self._summed_validation_loss() / sum(row.targets for row in self.validation)
+            except OutOfRoom as error:
+                failed = error.rows
+            self.make_room("validation", self.state.step, failed)
+
+    def _summed_validation_loss(self) -> float:
         import torch
 
-        lengths = [len(row.input_ids) for row in self.validation]
-        limit = self.settings.micro_batch_tokens
-        self.model.eval()
-        summed = 0.0
+        self.ready("validation", self.state.step)
+        losses = []
         with torch.no_grad():
-            for micro_batch in fill(range(len(lengths)), lengths, limit, self.settings.batching, self.device):
+            for micro_batch in self.validation_batches(self.state.step):
                 self.stop.check()
-                summed += self.summed_loss([self.validation[row] for row in micro_batch]).item()
-        return summed / sum(row.targets for row in self.validation)
+                with watched(micro_batch):
+                    losses.append(self.engine.summed_loss([self.validation[row] for row in micro_batch]))
+        return float(sum(torch.stack(losses).tolist()))
 
     def save(self) -> None:
         """Writes a checkpoint, unless nothing was done since the last."""
         if self.state.step == self._saved:
             return
         self._count_cost()
-        tensors = {"adapter.safetensors": adapter.copied(self._parameters)}
+        tensors = {"adapter.safetensors": adapter.copied(self.parameters)}
         tensors["optimizer.safetensors"], numbers = optimizer_state(self.optimizer)
         if self.best is not None:
             tensors["best.safetensors"] = self.best
@@ -284,93 +332,3 @@ class Training:
 def _step_seed(seed: int, step: int) -> int:
     """The seed of a step's dropout: far apart for neighbouring steps and seeds (Knuth's multiplicative hash)."""
     return (seed * 2654435761 + step * 40503) % 2**63
-
-
-def learning_rate(step: int, total: int, settings: "Train") -> float:
-    """The learning rate of a step: a linear warm-up that never is zero, then the schedule, whose last step is the smallest.
-
-    Args:
-        step: counted from 1.
-        total: steps of the plan.
-        settings: learning_rate, warmup_share, schedule.
-
-    Returns:
-        The rate.
-    """
-    warmup = math.ceil(total * settings.warmup_share)
-    if step <= warmup:
-        return settings.learning_rate * step / (warmup + 1)
-    done = (step - 1 - warmup) / (total - warmup)
-    if settings.schedule == "cosine":
-        return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
-    return settings.learning_rate * (1 - done if settings.schedule == "linear" else 1)
-
-
-def make_optimizer(parameters: Sequence["torch.nn.Parameter"], settings: "Train", device: str) -> "torch.optim.Optimizer":
-    """AdamW, with 32-bit state or with bitsandbytes' 8-bit one, which may be paged out of the GPU.
-
-    Args:
-        parameters: to train.
-        settings: optimizer, learning_rate, weight_decay.
-        device: cpu or cuda.
-
-    Returns:
-        The optimizer.
-
-    Raises:
-        UserError: the 8-bit ones are asked for without CUDA.
-    """
-    import torch
-
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    if device != "cuda":
-        raise UserError(f"train.optimizer {settings.optimizer} needs CUDA, but the device is {device}; use adamw")
-    import bitsandbytes
-
-    kind = bitsandbytes.optim.AdamW8bit if settings.optimizer == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
-    made: torch.optim.Optimizer = kind(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-    return made
-
-
-def optimizer_state(optimizer: "torch.optim.Optimizer") -> tuple[adapter.Tensors, dict[str, float]]:
-    """The optimizer's state as tensors and numbers, each named by the parameter's number and the state's name."""
-    import torch
-
-    tensors: adapter.Tensors = {}
-    numbers: dict[str, float] = {}
-    for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        for name, value in optimizer.state[parameter].items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{number}.{name}"] = value
-            else:
-                numbers[f"{number}.{name}"] = value
-    return tensors, numbers
-
-
-def restore_optimizer(optimizer: "torch.optim.Optimizer", tensors: adapter.Tensors, numbers: Mapping[str, float]) -> None:
-    """Sets the state that `optimizer_state` gave; not by load_state_dict, which takes bitsandbytes' state out of its pages.
-
-    Args:
-        optimizer: newly made over the same parameters.
-        tensors: the saved tensors.
-        numbers: the saved numbers.
-    """
-    parameters = optimizer.param_groups[0]["params"]
-    for number, parameter in enumerate(parameters):
-        if hasattr(optimizer, "init_state"):  # bitsandbytes
-            optimizer.init_state(optimizer.param_groups[0], parameter, 0, number)
-    for key, value in _parts(tensors):
-        state = optimizer.state[parameters[key[0]]]
-        if key[1] in state:
-            state[key[1]].copy_(value)
-        else:
-            state[key[1]] = value.to(parameters[key[0]].device)
-    for key, plain in _parts(numbers):
-        optimizer.state[parameters[key[0]]][key[1]] = plain
-
-
-def _parts(named: Mapping[str, Any]) -> Iterator[tuple[tuple[int, str], Any]]:
-    for key, value in named.items():
-        number, _, name = key.partition(".")
-        yield (int(number), name), value

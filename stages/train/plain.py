@@ -1,0 +1,123 @@
+"""The plain path of training, and the reference: transformers and PEFT as they are. In: model, rows. Out: a loss to call backward on."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.train.batches import Batch, TokenRow, collate
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+
+class PlainModel:
+    """A PEFT model on the plain path.
+
+    Attributes:
+        model: the base with its adapter.
+        batching: bucket | pack.
+        device: cpu or cuda.
+        dtype: of the base's activations.
+        pad: the padding token.
+        layers: how many decoder layers it has.
+        neftune: NEFTune's alpha (arXiv 2310.05914), or None.
+    """
+
+    model: "PeftModel"
+    batching: str
+    device: str
+    dtype: "torch.dtype"
+    pad: int
+    layers: int
+    neftune: float | None
+
+    def __init__(self, model: "PeftModel", batching: str, dtype: "torch.dtype", pad: int) -> None:
+        """Finds the decoder layers and stands at the embedding, for NEFTune.
+
+        Args:
+            model: the base with its adapter.
+            batching: bucket | pack.
+            dtype: of the base's activations.
+            pad: the padding token.
+        """
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.model, self.batching, self.dtype, self.pad = model, batching, dtype, pad
+        self.device = model.device.type
+        self.neftune = None
+        base: Any = model.get_base_model()
+        self._decoder: list[Any] = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in self._decoder:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        self.layers = self._kept = len(self._decoder)
+        self._noised: tuple[Sequence[TokenRow], bool] | None = None
+        base.get_input_embeddings().register_forward_hook(self._add_noise)
+
+    @property
+    def kept(self) -> int:
+        """How many layers, the last ones, keep their activations; the others compute them again."""
+        return self._kept
+
+    @kept.setter
+    def kept(self, kept: int) -> None:
+        self._kept = kept
+        for number, layer in enumerate(self._decoder):
+            layer.gradient_checkpointing = number < self.layers - kept
+
+    def summed_loss(self, rows: Sequence[TokenRow], batching: str | None = None) -> "torch.Tensor":
+        """The cross-entropy summed over the targets of one micro-batch, in nats.
+
+        Args:
+            rows: the micro-batch.
+            batching: bucket | pack; None takes the model's own.
+
+        Returns:
+            A scalar in float32.
+        """
+        import torch
+
+        batch = collate(rows, batching or self.batching, self.pad)
+        self._noised = (rows, batch.position_ids is not None) if self.neftune is not None else None
+        logits = self.logits(batch)
+        self._noised = None
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.to(self.device).flatten(), reduction="sum")
+
+    def logits(self, batch: Batch) -> "torch.Tensor":
+        """The logits in the batch's columns, `[rows, kept, vocabulary] float32`."""
+        import torch
+
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            out = self.model(
+                input_ids=batch.input_ids.to(self.device),
+                position_ids=None if batch.position_ids is None else batch.position_ids.to(self.device),
+                logits_to_keep=batch.columns.to(self.device),
+                use_cache=False,
+            )
+        return out.logits.float()
+
+    def _add_noise(self, module: Any, inputs: Any, embedded: "torch.Tensor") -> "torch.Tensor | None":
+        """NEFTune's noise, uniform in ±alpha / sqrt(tokens of the row * hidden).
+
+        Each row's is drawn from the step's seed and the row's id, so that it does not depend on what the row is computed with.
+        """
+        import torch
+
+        if self._noised is None or self.neftune is None:
+            return None
+        rows, packed = self._noised
+        lengths = [len(row.input_ids) for row in rows]
+        starts = np.cumsum([0, *lengths[:-1]]).tolist() if packed else [0] * len(rows)
+        noise = torch.zeros_like(embedded)
+        generator = torch.Generator(embedded.device)
+        for number, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
+            generator.manual_seed(torch.initial_seed() ^ zlib.crc32(row.id.encode()))
+            place = noise[0 if packed else number, start : start + length]
+            place.uniform_(-1, 1, generator=generator)
+            place.mul_(self.neftune / math.sqrt(place.numel()))
+        return embedded + noise
