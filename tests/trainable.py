@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stages.core.models import NEW_TOKENS, digests
-from stages.core.params import Train, load_params
+from stages.core.params import Runtime, Train, load_params
 from stages.train import adapter
 from stages.train.__main__ import make_plan
 from stages.train.batches import TokenRow
@@ -94,8 +94,10 @@ def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: 
         time.sleep(0.002)
 
 
-def training(base: Path, root: Path, rows: int = 12, validation: int = 4, **settings: Any) -> Training:
-    """A training of the tiny base in this process, before its first step."""
+def training(
+    base: Path, root: Path, rows: int = 12, validation: int = 4, runtime: dict[str, Any] | None = None, **settings: Any
+) -> Training:
+    """A training of the tiny base in this process, before its first step; the settings change params.yaml's train."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +106,9 @@ def training(base: Path, root: Path, rows: int = 12, validation: int = 4, **sett
     train = Train.model_validate({**params.train.model_dump(), **plain, **settings})
     train_rows = in_memory(token_rows(rows, 380))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
-    return around(adapter.attach(model, train, [], seed=1), train, root, train_rows, in_memory(token_rows(validation, 380, seed=1)))
+    return around(
+        adapter.attach(model, train, [], seed=1), train, root, train_rows, in_memory(token_rows(validation, 380, seed=1)), runtime
+    )
 
 
 def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
@@ -112,7 +116,9 @@ def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
     return [TokenRow(name, np.array(ids, dtype=np.int64), np.array(trained)) for name, ids, trained in rows]
 
 
-def around(model: Any, train: Train, root: Path, rows: list[TokenRow], validation: list[TokenRow]) -> Training:
+def around(
+    model: Any, train: Train, root: Path, rows: list[TokenRow], validation: list[TokenRow], runtime: dict[str, Any] | None = None
+) -> Training:
     """A training of a model with its adapter, wherever it is; on the fused path where train.kernels asks for it."""
     device = model.device.type
     tokens = train.micro_batch_tokens
@@ -133,7 +139,7 @@ def around(model: Any, train: Train, root: Path, rows: list[TokenRow], validatio
         rows=rows,
         validation=validation,
         settings=train,
-        runtime=load_params(tiny.ROOT / "params.yaml").runtime,
+        runtime=Runtime.model_validate({**load_params(tiny.ROOT / "params.yaml").runtime.model_dump(), **(runtime or {})}),
         seed=1,
         root=root,
         room=Room(root, plain.layers - recomputed, False, None if fused is None else tokens),

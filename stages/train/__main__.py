@@ -87,6 +87,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     tokenizer = load_tokenizer(paths.TOKENIZER)
     if device == "cuda":
         machine.cap_memory(params.runtime.gpu_memory_gib)
+    matmul_rate = machine.matmul_rate(device)
     base = load_base(manifest, params.numerics, device, len(tokenizer))
     check_base(base)
     probe = (validation or rows)[0]
@@ -118,6 +119,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         room=Room(root, plain.layers - chosen.recomputed, chosen.offload, chosen.mlp_tokens),
         tracker=Tracker(root / "live"),
         stop=stop,
+        matmul_rate=matmul_rate,
     )
     deterministic = settle_determinism(training)
     differences = check_kernels(training) if fused is not None else None
@@ -137,11 +139,15 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
             "published_step": training.state.best["step"] if training.best is not None and training.state.best else training.state.step,
             "gates": gates,
             "shrunk": training.state.shrunk,
+            "left_out": [
+                {"step": step, "rows": [rows[row].id for row in training.plan[step - 1].rows]} for step in training.state.left_out
+            ],
             **counts(training),
         },
         "machine": {
             "device": device,
             "gpu": machine.gpu_name(device),
+            "matmul_teraflops": None if matmul_rate is None else matmul_rate / 1e12,
             "dtype": str(dtype).removeprefix("torch."),
             "deterministic": deterministic,
             "plan": asdict(chosen),
@@ -188,7 +194,8 @@ def counts(training: Training) -> dict[str, Any]:
         Counts by name; `padding_share` is the share of the tokens computed that was padding.
     """
     rows, done = training.rows, training.state.step
-    run = [micro_batch for step in training.plan[:done] for micro_batch in training.micro_batches(step, step.number)]
+    made = [step for step in training.plan[:done] if step.number not in training.state.left_out]
+    run = [micro_batch for step in made for micro_batch in training.micro_batches(step, step.number)]
     seen = [rows[row] for micro_batch in run for row in micro_batch]
     tokens = sum(len(row.input_ids) for row in seen)
     computed = sum(computed_tokens(micro_batch, training.lengths, training.batching) for micro_batch in run)

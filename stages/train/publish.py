@@ -2,15 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.core import files, paths
 from stages.core.files import write_json, write_report
 from stages.core.provenance import git_commit, machine, versions
-from stages.train import checkpoints
-from stages.train.sft import Point, State
+from stages.train import checkpoints, telemetry
+from stages.train.sft import State
 
 FACTS = "facts.json"
 STATE = "state.json"
@@ -20,7 +21,7 @@ PACKAGES = ["bitsandbytes", "dvclive", "peft", "safetensors", "torch", "transfor
 CURVES = {
     paths.TRAIN_CURVE: ("train", ["step", "loss", "grad_norm", "learning_rate"]),
     paths.VALIDATION_CURVE: ("validation", ["step", "loss"]),
-    paths.SPEED_CURVE: ("speed", ["step", "tokens_per_second", "memory_bytes"]),
+    paths.SPEED_CURVE: ("speed", ["step", "tokens_per_second", "ceiling_share", "memory_bytes", "allocated_bytes"]),
 }
 
 
@@ -52,12 +53,14 @@ def write_adapter(folder: Path, finished: Path, state: State, facts: dict[str, A
     config = json.dumps(checkpoints.read(finished, CONFIG), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{config}\n", encoding="utf-8")
     course = {"steps": state.step, "stop_reason": facts["training"]["stop_reason"], "published_step": facts["training"]["published_step"]}
-    write_json(folder / "train_state.json", {**course, "train": state.train, "validation": state.validation})
+    left_out = {"left_out": state.left_out}
+    write_json(folder / "train_state.json", {**course, **left_out, "train": state.train, "validation": state.validation})
 
 
-def write_curve(path: Path, columns: Sequence[str], points: Sequence[Point]) -> None:
-    """A CSV with one line a point, six significant digits."""
-    lines = [",".join(columns), *(",".join(f"{files.rounded(point[column])}" for column in columns) for point in points)]
+def write_curve(path: Path, columns: Sequence[str], points: Sequence[Mapping[str, float | None]]) -> None:
+    """A CSV with one line a point, six significant digits; what was not measured is an empty cell."""
+    cells = [["" if point[column] is None else f"{files.rounded(point[column])}" for column in columns] for point in points]
+    lines = [",".join(columns), *(",".join(line) for line in cells)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -84,10 +87,12 @@ def summary(state: State) -> dict[str, Any]:
 
 def costs(state: State) -> dict[str, Any]:
     """Time, speed, memory and energy of the run, over all its processes up to their last checkpoints."""
-    speeds = [point["tokens_per_second"] for point in state.speed]
+    speeds = [speed for point in state.speed if (speed := point["tokens_per_second"])]
+    shares = [share for point in state.speed if (share := point["ceiling_share"])]
     return {
         "seconds": state.seconds,
         "tokens_per_second": len(speeds) / sum(1 / speed for speed in speeds),
+        "ceiling_share": statistics.median(shares) if shares else None,
         "peak_memory_bytes": state.peak_host_bytes if state.peak_gpu_bytes is None else state.peak_gpu_bytes,
         "peak_host_bytes": state.peak_host_bytes,
         "peak_gpu_bytes": state.peak_gpu_bytes,
@@ -96,6 +101,8 @@ def costs(state: State) -> dict[str, Any]:
         "energy_joules": state.joules,
         "why_no_energy": state.why_no_joules,
         "resumed_from": state.resumed_from,
+        "sensors": telemetry.told(state.sensors),
+        "events": state.events,
     }
 
 

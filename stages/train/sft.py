@@ -4,23 +4,24 @@ What a step does depends on nothing but the state before it and the step's numbe
 the same bits as one that was not: the learning rate is a function of the step, dropout is seeded anew at each.
 """
 
-import math
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.core.errors import UserError
 from stages.core.progress import progress
-from stages.train import adapter, checkpoints, machine
+from stages.train import adapter, checkpoints, machine, telemetry
 from stages.train.batches import Step, TokenRow, computed_tokens, cut, fill
 from stages.train.optimizer import learning_rate, optimizer_state, restore_optimizer, set_learning_rate
 from stages.train.plain import PlainModel
+from stages.train.recovery import approved, hear
 from stages.train.room import OutOfRoom, Room, free_cache, told, watched
 from stages.train.stop import Stop, Stopped
 from stages.train.tracking import Tracker
+from stages.train.watch import SLOW_STEPS, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +38,14 @@ class State:
     """Where a training is, and what it has seen.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimiser steps done, or left out.
         train: step, loss, grad_norm, learning_rate of each step.
         validation: step and loss of each evaluation.
-        speed: step, tokens_per_second, memory_bytes of each step.
+        speed: step, tokens_per_second, ceiling_share (of the GPU's rate of matrix products, or None), memory_bytes (held) and
+            allocated_bytes (in use) of each step.
+        left_out: the steps whose rows or update were at fault.
+        events: what the rules said (watch.Event).
+        sensors: what the sensors gave, summed (telemetry.empty).
         resumed_from: the steps at which a cut-off run went on.
         seconds: of all its processes, up to the last checkpoint.
         joules: of the device in that time, or None.
@@ -54,7 +59,10 @@ class State:
     step: int = 0
     train: list[Point] = field(default_factory=list)
     validation: list[Point] = field(default_factory=list)
-    speed: list[Point] = field(default_factory=list)
+    speed: list[dict[str, float | None]] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    sensors: dict[str, Any] = field(default_factory=telemetry.empty)
     resumed_from: list[int] = field(default_factory=list)
     seconds: float = 0.0
     joules: float | None = 0.0
@@ -96,6 +104,7 @@ class Training:
         room: what to do when memory runs out.
         tracker: the live log.
         stop: the signals that were caught.
+        matmul_rate: of the GPU in FLOP/s (machine.matmul_rate), or None.
         state: where it is.
         best: the adapter of the lowest validation loss, kept where early_stop is set.
     """
@@ -115,6 +124,7 @@ class Training:
     room: Room
     tracker: Tracker
     stop: Stop
+    matmul_rate: float | None = None
     state: State = field(default_factory=State)
     best: adapter.Tensors | None = None
 
@@ -125,8 +135,12 @@ class Training:
         self.batching = self.settings.batching if self.fused is None else "pack"  # the fused path never pads
         self.lengths = [len(row.input_ids) for row in self.rows]
         self.parameters = adapter.trainable(self.model)
+        self.watch = Watch(self.settings.watch, self.runtime.watch, self.settings.max_grad_norm)
+        self.work = machine.Work.of(self.model, self.model.config)
+        self.telemetry = telemetry.Telemetry(self.device, self.root / "telemetry.jsonl", self.runtime.watch.sample_seconds)
+        self._starts: deque[float] = deque(maxlen=SLOW_STEPS)
         self._meters = machine.reading(self.device)
-        self._saved = 0
+        self._saved = -1 if self.settings.watch.spike == "roll_back" else 0  # where a run may go back, its start is a checkpoint too
         folder = checkpoints.newest(self.root)
         if folder is not None:
             self._load(folder)
@@ -142,15 +156,12 @@ class Training:
             Stopped: a signal came; the state is in a checkpoint.
         """
         try:
-            self._evaluate_if_due()
-            left = self.plan[self.state.step :]
-            for step in progress(left, "train", sum(map(self._tokens, left)), "token", self._tokens):
-                if self.state.stalled(self.settings.early_stop):
-                    break
-                self._train(step)
-                self._evaluate_if_due()
-                if step.number % self.runtime.save_every == 0:
+            with self.telemetry:
+                if self._saved < 0:
                     self.save()
+                self._evaluate_if_due()
+                while self.state.step < len(self.plan) and not self.state.stalled(self.settings.early_stop):
+                    self._go_on()
         except Stopped:
             self.save()
             raise
@@ -159,12 +170,29 @@ class Training:
         self._count_cost()
         return "early_stop" if self.state.step < len(self.plan) else "last_step"
 
+    def _go_on(self) -> None:
+        """Trains to the end, or until a step has taken the run back."""
+        left = self.plan[self.state.step :]
+        for step in progress(left, "train", sum(map(self._tokens, left)), "token", self._tokens):
+            if self.state.stalled(self.settings.early_stop):
+                return
+            self._train(step)
+            if self.state.step < step.number:
+                return
+            self._evaluate_if_due()
+            if step.number % self.runtime.save_every == 0:
+                self.save()
+
     def _tokens(self, step: Step) -> int:
         return sum(len(self.rows[row].input_ids) for row in step.rows)
 
     def _train(self, step: Step) -> None:
-        """One optimiser step, done again with less at once where the memory runs out."""
+        """One optimiser step, done again with less at once where the memory runs out; none where a rule leaves it out or goes back."""
+        if step.number in self.state.left_out:
+            self.state.step = step.number
+            return
         start = time.monotonic()
+        self._starts.append(start)
         while True:
             try:
                 seen = self._attempt(step)
@@ -172,15 +200,30 @@ class Training:
             except OutOfRoom as error:
                 failed = error.rows
             self.make_room("train", step.number, failed)  # outside of except: the error holds what the pass allocated
+        if seen is None:
+            return
         self.state.step = step.number
-        speed = {"tokens_per_second": self._tokens(step) / (time.monotonic() - start), "memory_bytes": machine.memory_bytes(self.device)}
+        seconds = time.monotonic() - start
+        flops = self.work.flops([self.rows[row] for row in step.rows])
+        speed = {
+            "tokens_per_second": self._tokens(step) / seconds,
+            "ceiling_share": None if self.matmul_rate is None else flops / seconds / self.matmul_rate,
+            "memory_bytes": machine.memory_bytes(self.device),
+            "allocated_bytes": machine.allocated_bytes(self.device),
+        }
         self.state.train.append({"step": step.number, **seen})
         self.state.speed.append({"step": step.number, **speed})
         if step.number % self.runtime.log_every == 0:
             self.tracker.log(step.number, {**seen, **speed})
+        for event in self.watch.after_step(self.state.train, self.state.speed, self.state.events, self._conditions):
+            hear(self, event)
 
-    def _attempt(self, step: Step) -> Point:
-        """One optimiser step; its loss is the mean over the targets of all its micro-batches."""
+    def _conditions(self) -> tuple[telemetry.Sample, telemetry.Sample]:
+        """The machine's conditions of the last steps and those of the whole run."""
+        return self.telemetry.recent(time.monotonic() - self._starts[0]), self.telemetry.usual()
+
+    def _attempt(self, step: Step) -> Point | None:
+        """One optimiser step, or None where its update may not be made; its loss is the mean over the targets of all its micro-batches."""
         import torch
 
         self.ready("train", step.number)
@@ -198,13 +241,25 @@ class Training:
         with watched(max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))):
             losses = torch.stack(shares).tolist()  # once a step: the GPU is not waited for in between
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
-            for loss, micro_batch in zip(losses, micro_batches, strict=True):
-                self._check_finite("loss", loss, step.number, micro_batch)
-            self._check_finite("gradient", norm, step.number, step.rows)
+            if not approved(self, step, micro_batches, losses, norm):
+                return None
             rate = learning_rate(step.number, len(self.plan), self.settings)
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
         return {"loss": sum(losses), "grad_norm": norm, "learning_rate": rate}
+
+    def loss_of(self, step: Step) -> float:
+        """A step's loss as the model is now, with the step's own dropout; nothing is learnt."""
+        import torch
+
+        self.ready("train", step.number)
+        torch.manual_seed(_step_seed(self.seed, step.number))
+        losses = []
+        with torch.no_grad():
+            for micro_batch in self.micro_batches(step, step.number):
+                with watched(micro_batch):
+                    losses.append(self.engine.summed_loss([self.rows[row] for row in micro_batch]))
+        return float(sum(torch.stack(losses).tolist())) / sum(self.rows[row].targets for row in step.rows)
 
     def ready(self, work: str, step: int) -> None:
         """Sets the model up for the training of a step, or for the validation after it."""
@@ -247,15 +302,6 @@ class Training:
             f"train: the memory ran out {where} on {len(failed)} rows of up to {longest} tokens; from here on: {told(level)}\n"
         )
 
-    def _check_finite(self, what: str, value: float, step: int, rows: Sequence[int]) -> None:
-        if math.isfinite(value):
-            return
-        ids = ", ".join(self.rows[row].id for row in rows)
-        raise UserError(
-            f"step {step}: the {what} is {value} on the rows {ids}; nothing was published; look at these rows (luthier show), or lower "
-            f"train.learning_rate"
-        )
-
     def _evaluate_if_due(self) -> None:
         """Evaluates before the first step, every eval_every steps and after the last, once each."""
         step = self.state.step
@@ -266,6 +312,9 @@ class Training:
         if self.settings.early_stop is not None and self.state.best is not None and self.state.best["step"] == step:
             self.best = adapter.copied(self.parameters)
         self.tracker.log_validation(step, self.state.validation[-1]["loss"])
+        event = self.watch.after_validation(self.state.validation, self.state.events)
+        if event is not None:
+            hear(self, event)
 
     def _validation_loss(self) -> float:
         """The mean loss over the targets of the validation rows, which were never trained on."""
@@ -303,16 +352,26 @@ class Training:
         self._saved = self.state.step
 
     def _load(self, folder: Path) -> None:
+        """Goes on where an earlier process was."""
+        self.state = self._restored(folder)
+        self.state.resumed_from.append(self.state.step)
+        sys.stderr.write(f"train: going on after step {self.state.step} of {len(self.plan)}, from {folder}\n")
+
+    def go_back(self, folder: Path) -> None:
+        """Takes the course back to a checkpoint; what it has cost, and what was said of it, stays."""
+        then = self._restored(folder)
+        self.state = replace(self.state, step=then.step, train=then.train, validation=then.validation, speed=then.speed)
+
+    def _restored(self, folder: Path) -> State:
         from safetensors.torch import load_file
 
         adapter.restore(self.model, load_file(folder / "adapter.safetensors"))
         restore_optimizer(self.optimizer, load_file(folder / "optimizer.safetensors"), checkpoints.read(folder, "optimizer.json"))
-        if (folder / "best.safetensors").is_file():
-            self.best = load_file(folder / "best.safetensors")
-        self.state = State(**checkpoints.read(folder, "state.json"))
-        self.state.resumed_from.append(self.state.step)
-        self._saved = self.state.step
-        sys.stderr.write(f"train: going on after step {self.state.step} of {len(self.plan)}, from {folder}\n")
+        best = folder / "best.safetensors"
+        self.best = load_file(best) if best.is_file() else None
+        state = State(**checkpoints.read(folder, "state.json"))
+        self._saved = state.step
+        return state
 
     def _count_cost(self) -> None:
         """Adds what this process has cost since the last count."""
@@ -326,6 +385,7 @@ class Training:
         self.state.peak_host_bytes = max(self.state.peak_host_bytes, peak["host_bytes"])
         if peak["gpu_bytes"] is not None:
             self.state.peak_gpu_bytes = max(self.state.peak_gpu_bytes or 0, peak["gpu_bytes"])
+        self.state.sensors = telemetry.merged(self.state.sensors, self.telemetry.taken())
         self._meters = now
 
 

@@ -29,14 +29,15 @@ class Tracker:
         except Exception as error:
             self._lost(error)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs metrics of a step."""
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Logs the metrics of a step that were measured."""
         if self._live is None or step <= self._logged:
             return
         try:
             self._live.step = step
             for name, value in metrics.items():
-                self._live.log_metric(name, value)
+                if value is not None:
+                    self._live.log_metric(name, value)
             self._live.make_summary()
         except Exception as error:
             self._lost(error)

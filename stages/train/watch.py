@@ -4,6 +4,7 @@ A rule looks only at what the state holds, so that a run that went on after a cu
 lists the rules.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ SLOW_STEPS, SPEED_LEAST = 10, 30
 SPEED_SAMPLE = 500  # steps from which the median speed of a long run is taken
 GROWTH_WINDOW, GROWTH_WINDOWS, WARM_UP = 25, 4, 20
 GROWTH_SHARE, GROWTH_BYTES = 0.05, 64 * 2**20
-RISES = 3
+RISES, RISE_SHARE = 3, 0.01
 
 THROTTLES = {"throttled_power": "the power limit", "throttled_heat": "heat", "throttled_hardware": "a hardware slowdown"}
-WAITING_SHARE = 0.2
+IDLE = 0.75  # of its usual share of work
 OTHERS_BYTES = 512 * 2**20  # less may be this process's own libraries'
 
 
@@ -115,7 +116,7 @@ class Watch:
 
         Args:
             train: step, loss, grad_norm of each step.
-            speed: step, tokens_per_second, waiting_share, allocated_bytes of each step.
+            speed: step, tokens_per_second, allocated_bytes of each step.
             events: those of the run so far.
             conditions: gives the machine's conditions of the last steps and those of the whole run.
 
@@ -177,7 +178,7 @@ def slower(speed: Sequence[Point], drop: float, conditions: Callable[[], tuple[C
     """Tells a throughput of the last steps below the run's own median, and why.
 
     Args:
-        speed: tokens_per_second and waiting_share of each step.
+        speed: tokens_per_second of each step.
         drop: the share of the median that must be lost.
         conditions: gives the machine's conditions of the last steps and those of the whole run.
 
@@ -190,18 +191,16 @@ def slower(speed: Sequence[Point], drop: float, conditions: Callable[[], tuple[C
     median = statistics.median(_column(speed[:: -(-len(speed) // SPEED_SAMPLE)], "tokens_per_second"))
     if recent >= (1 - drop) * median:
         return None
-    why = causes(_column(speed[-SLOW_STEPS:], "waiting_share"), *conditions())
-    found = (
-        "; ".join(why) or "no cause was seen: no throttling, no waiting for rows, no other process; look at the machine (luthier doctor)"
-    )
+    now, usual = conditions()
+    unknown = "no cause was seen: no throttling, no other process, no waiting" if now else "the cause is unknown, since no sensor was read"
+    found = "; ".join(causes(now, usual)) or f"{unknown}; look at the machine (luthier doctor)"
     return f"the last {SLOW_STEPS} steps made {recent:,.0f} tokens a second, the run's median is {median:,.0f}; {found}"
 
 
-def causes(waiting: Sequence[float], now: Conditions, usual: Conditions) -> list[str]:
+def causes(now: Conditions, usual: Conditions) -> list[str]:
     """What differs between the last steps and the whole run that slows a training, each with what to do.
 
     Args:
-        waiting: the share of each of the last steps that went by before its rows were on the device.
         now: the conditions of the last steps.
         usual: those of the whole run.
 
@@ -223,11 +222,11 @@ def causes(waiting: Sequence[float], now: Conditions, usual: Conditions) -> list
     more = now.get("others_cores", 0) - usual.get("others_cores", 0)
     if more >= max(0.5, 0.1 * now.get("cores", 0)):
         told.append(f"other processes use {now['others_cores']:.1f} cores, {more:.1f} more than before: stop them, or wait for them")
-    waited = statistics.median(waiting) if waiting else 0.0
-    if waited > WAITING_SHARE:
-        told.append(
-            f"{waited:.0%} of a step went by before its rows were on the device: the host is the bottleneck, raise micro_batch_tokens"
-        )
+    starved = "it waited for the host (rows, disk, swap): look at its memory, raise micro_batch_tokens"
+    if not told and now.get("busy", 1.0) < IDLE * usual.get("busy", 0.0):
+        told.append(f"the GPU was at work in {now['busy']:.0%} of that time, in {usual['busy']:.0%} before; {starved}")
+    elif not told and now.get("own_cores", math.inf) < IDLE * usual.get("own_cores", 0.0):
+        told.append(f"this process had {now['own_cores']:.2g} cores at work, {usual['own_cores']:.2g} before; {starved}")
     return told
 
 
@@ -267,6 +266,8 @@ def rising(validation: Sequence[Point]) -> str | None:
     """Tells a validation loss that rose at each of the last evaluations."""
     losses = _column(validation[-RISES - 1 :], "loss")
     if len(losses) <= RISES or any(later <= earlier for earlier, later in pairwise(losses)):
+        return None
+    if losses[-1] < (1 + RISE_SHARE) * losses[0]:
         return None
     return (
         f"the validation loss rose {RISES} times in a row, from {losses[0]:.4g} to {losses[-1]:.4g}; the run learns its rows by heart: "
