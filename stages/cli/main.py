@@ -15,6 +15,7 @@ COMMANDS = {
     "lineage": "where a row, a model or a number comes from, and what became of it",
     "verify": "derives every hash again, from the commit up (exit code 1 if one does not hold)",
     "release": "registers the adapter of this commit as a version, by an annotated git tag",
+    "plan": "memory, speed, time, energy and disk of a training, before it starts (exit code 1 if it should not be done here)",
     "doctor": "whether this machine and this checkout are fit to run",
     "clean-work": "removes the work dirs of finished and long abandoned runs",
 }

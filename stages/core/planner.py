@@ -24,7 +24,7 @@ CONSTANTS = Path(__file__).with_name("planner_constants.json")
 RUNS = "planner_runs.jsonl"
 RECENT_RUNS = 20  # of a card and engine, that correct the prediction
 BUDGET_SHARE = 0.97  # of the memory that is planned for: the prediction may be 3 % below the truth (docs/planner.md)
-LIKE = 0.01  # plans whose speeds differ less are alike, and the one that takes least memory is chosen
+LIKE = 0.01  # plans whose speeds differ less are alike: of them the one that recomputes least, then the one that takes least memory
 MOST_TOKENS = 2**18  # of a micro-batch: no card computes a larger one faster
 MOST_DOUBLINGS = 16
 MLP_TOKENS = (1024, 2048, 4096, 8192, 16384)
@@ -90,6 +90,7 @@ def choose(
     micro_batch_tokens: int | None = None,
     recompute: int | None = None,
     card: Card | None = None,
+    runs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Choice:
     """The fastest plan that fits.
 
@@ -108,7 +109,8 @@ def choose(
         batching: bucket | pack; the fused engine pads neither.
         micro_batch_tokens: fixed, or None.
         recompute: layers to recompute, fixed, or None.
-        card: a card with figures of its own, in place of card_name.
+        card: a card with figures of its own, in place of card_name's.
+        runs: earlier runs to learn from; None takes `past_runs`.
 
     Returns:
         The plan.
@@ -120,7 +122,7 @@ def choose(
     method = Method(engine, quantization, rank, target_modules, optimizer)
     card = card or (planner_cards.named(card_name, available_bytes) if card_name else planner_cards.of_size(available_bytes))
     budget = min(available_bytes, cap_bytes or available_bytes)
-    scale, offset, runs = refinement(past_runs(), card_name or card.name, engine)
+    scale, offset, seen = refinement(past_runs() if runs is None else runs, card_name or card.name, engine)
     largest = sum(sorted(lengths)[-effective_batch:])  # tokens of the heaviest step that can be drawn
     found: list[Choice] = []
     smallest: tuple[int, int] | None = None
@@ -136,12 +138,13 @@ def choose(
             seconds = step_seconds(shape, method, load, work, card, constants()[engine]["speed"])
             speed = scale * work.passes * work.real_tokens / seconds
             plan = (engine, limit, load.recomputed, shape.layers, load.offload, load.mlp_tokens, work.passes, total, budget, speed, parts)
-            found.append(Choice(*plan, _reasons(shape, load, total, budget, runs), scale, offset))
+            found.append(Choice(*plan, _reasons(shape, load, total, budget, seen), scale, offset))
     if not found:
         assert smallest is not None
         raise UserError(_nothing_fits(shape, method, smallest, budget, max(lengths)))
     best = max(choice.tokens_per_second for choice in found)
-    return min((choice for choice in found if choice.tokens_per_second >= best * (1 - LIKE)), key=lambda choice: choice.peak_bytes)
+    alike = [choice for choice in found if choice.tokens_per_second >= best * (1 - LIKE)]
+    return min(alike, key=lambda choice: (choice.offload, choice.recomputed, choice.peak_bytes))
 
 
 def _sizes(longest: int, largest: int) -> list[int]:
@@ -245,7 +248,7 @@ def remember(card_name: str, choice: Choice, peak_bytes: int, tokens_per_second:
         peak_bytes: what PyTorch reserved at most.
         tokens_per_second: of real tokens.
     """
-    line = run_record(card_name, choice.engine, choice, peak_bytes, tokens_per_second)
+    line = run_record(card_name, choice, peak_bytes, tokens_per_second)
     try:
         cache_root().mkdir(parents=True, exist_ok=True)
         with (cache_root() / RUNS).open("a", encoding="utf-8") as file:
@@ -254,13 +257,13 @@ def remember(card_name: str, choice: Choice, peak_bytes: int, tokens_per_second:
         return
 
 
-def run_record(card_name: str, engine: str, choice: Choice, peak_bytes: int, tokens_per_second: float) -> dict[str, Any]:
+def run_record(card_name: str, choice: Choice, peak_bytes: int, tokens_per_second: float) -> dict[str, Any]:
     """A finished run beside what the uncorrected planner said of it."""
     predicted = {
         "predicted_bytes": choice.peak_bytes - choice.offset_bytes,
         "predicted_tokens_per_second": choice.tokens_per_second / choice.speed_scale,
     }
-    return {"card": card_name, "engine": engine, "peak_bytes": peak_bytes, "tokens_per_second": tokens_per_second, **predicted}
+    return {"card": card_name, "engine": choice.engine, "peak_bytes": peak_bytes, "tokens_per_second": tokens_per_second, **predicted}
 
 
 def past_runs() -> list[dict[str, Any]]:

@@ -71,8 +71,8 @@ def named(name: str, memory_bytes: int | None = None) -> Card:
         memory_bytes: what the driver says, or None.
 
     Returns:
-        The card with the published figures and that memory. An unknown name with a known memory gets the figures of the slowest card of
-        about that memory.
+        The card with the published figures, and the driver's name and memory. An unknown name with a known memory gets the figures of
+        the slowest card of about that memory.
 
     Raises:
         UserError: the name is unknown and no memory is given.
@@ -82,7 +82,7 @@ def named(name: str, memory_bytes: int | None = None) -> Card:
     fits = [card for card in CARDS if _words(card.name) <= asked or asked <= _words(card.name)]
     if fits:
         near = min(fits, key=lambda card: (-len(_words(card.name) & asked), abs(card.memory_bytes - (memory_bytes or card.memory_bytes))))
-        return replace(near, name=name, memory_bytes=memory_bytes or near.memory_bytes)
+        return near if memory_bytes is None else replace(near, name=name, memory_bytes=memory_bytes)
     if memory_bytes is None:
         known = ", ".join(card.name for card in CARDS)
         raise UserError(f"--gpu {name} is no card known here and no size; give a size (--gpu 24GiB) or one of: {known}")
