@@ -54,8 +54,11 @@ test-all: lint types  ## also the slow tests
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	pytest -m gpu
 
+bench-gpu: $(READY)  ## speed and memory beside other engines, on this machine's GPU (benchmarks/README.md)
+	python -m benchmarks.peers $(if $(UNSLOTH_SITE),--unsloth-site $(UNSLOTH_SITE))
+
 lock: $(READY)  ## resolve pyproject.toml into requirements.lock and versions.yaml again
 	python -m pip install --quiet uv
 	sh scripts/lock.sh
 
-.PHONY: help setup repro doctor verify release clean-work lint types test test-all test-gpu lock
+.PHONY: help setup repro doctor verify release clean-work lint types test test-all test-gpu bench-gpu lock
