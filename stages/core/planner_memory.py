@@ -104,15 +104,13 @@ def pass_bytes(shape: Shape, method: Method, load: Load) -> dict[str, float]:
 def plain_kept_bytes(shape: Shape) -> int:
     """Bytes that transformers and PEFT keep of one layer for each token.
 
-    Of each norm its input in float32, of each adapter its input in bfloat16 (PEFT casts it to float32, autocast back: a copy each),
-    queries, keys and values spread over all heads, the attention's result, and of the MLP gate, its activation, up and their product.
+    Of each norm its input in float32 and its result, which the adapters share; queries, keys, values and the attention's result; of the MLP
+    gate, its activation, up and their product.
     """
     d, q, f = shape.hidden, shape.q, shape.inner
-    norms = 2 * d * FLOAT32
-    inputs = (5 * d + q) * BF16
-    attention = 4 * q * BF16 + shape.heads * FLOAT32
-    mlp = 4 * f * BF16
-    return norms + inputs + attention + mlp
+    norms = 2 * d * (FLOAT32 + BF16)
+    attention = (2 * q + 2 * shape.kv) * BF16 + shape.heads * FLOAT32
+    return norms + attention + 4 * f * BF16
 
 
 def peak(shape: Shape, method: Method, load: Load, factors: Mapping[str, float]) -> dict[str, int]:
