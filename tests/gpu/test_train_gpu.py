@@ -9,7 +9,8 @@ import pytest
 from stages.core.models import digests, load_base
 from stages.core.params import Numerics, Train, load_params
 from stages.train import adapter, machine
-from stages.train.__main__ import check_packing, settle_determinism
+from stages.train.dry_run import rehearse
+from stages.train.gates import check_packing, settle_determinism
 from stages.train.sft import Training
 from tests import trainable
 from tests.tiny import ROOT
@@ -40,7 +41,7 @@ def training(base: Path, root: Path, quantization: str = "nf4", **changes: Any) 
     rows = trainable.in_memory(trainable.token_rows(16, manifest["vocabulary"] + 2))
     root.mkdir(parents=True, exist_ok=True)
     made = trainable.around(adapter.attach(model, settings, new, seed=1), settings, root, rows, rows[:4])
-    assert settle_determinism(made) == (made.settings.batching == "bucket")
+    assert settle_determinism(made) == (made.fused is not None or made.settings.batching == "bucket")
     return made
 
 
@@ -66,23 +67,25 @@ def test_the_loss_falls_and_packed_rows_are_kept_apart_in_bfloat16(tiny_base: Pa
 def test_activation_checkpointing_leaves_the_course_and_takes_less_memory(tiny_base: Path, tmp_path: Path) -> None:
     import torch
 
-    found = {}
-    for checkpointed in (False, True):
-        one = training(
-            tiny_base, tmp_path / str(checkpointed), gradient_checkpointing=checkpointed, micro_batch_tokens=4096, effective_batch=16
-        )
+    found: dict[Any, Any] = {}
+    for recompute in ("none", 1, "all"):
+        one = training(tiny_base, tmp_path / str(recompute), recompute=recompute, micro_batch_tokens=4096, effective_batch=16)
         torch.cuda.reset_peak_memory_stats()
-        found[checkpointed] = (course(one), torch.cuda.max_memory_allocated())
-    assert found[True][0] == pytest.approx(found[False][0], abs=0.05)
-    assert found[True][1] < found[False][1]
+        found[recompute] = (course(one), torch.cuda.max_memory_allocated())
+    assert found["all"][0] == pytest.approx(found["none"][0], abs=0.05)
+    assert found["all"][1] < found[1][1] < found["none"][1]
 
 
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
-def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(tiny_base: Path, tmp_path: Path, optimizer: str) -> None:
+def test_a_run_that_goes_on_from_a_checkpoint_after_a_dry_run_ends_in_the_same_bits(
+    tiny_base: Path, tmp_path: Path, optimizer: str, kernels: str
+) -> None:
     import torch
 
     # rank 64: bitsandbytes keeps 8-bit state for tensors of 4,096 numbers and more only
-    changes: dict[str, Any] = {"optimizer": optimizer, "rank": 64, "dropout": 0.1}
+    changes: dict[str, Any] = {"optimizer": optimizer, "rank": 64, "lora_plus_ratio": 4.0, "kernels": kernels}
+    changes |= {"dropout": 0.1} if kernels == "plain" else {"neftune_alpha": 5.0}
     straight = training(tiny_base, tmp_path / "straight", **changes)
     straight.fit()
     cut = training(tiny_base, tmp_path / "cut", **changes)
@@ -91,6 +94,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(tiny_base: P
         cut._train(step)
     cut.save()
     resumed = training(tiny_base, tmp_path / "cut", **changes)
+    rehearse(resumed)
     assert resumed.state.resumed_from == [6]
     resumed.fit()
     assert [point["loss"] for point in resumed.state.train] == [point["loss"] for point in straight.state.train]
