@@ -18,7 +18,7 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_details, sha256_file
 from stages.core.params import load_params
-from tests import tiny
+from tests import pipeline, tiny
 from tests.finished import change, lively, loss_only
 
 UNITS = {"%": 100, "points": 100, "kB": 1e-3, "MB": 1e-6, "GB": 1e-9, "minutes": 1 / 60}
@@ -159,7 +159,40 @@ def test_energy_is_told_with_its_co2_and_its_lack_is_told_too(finished: Path) ->
     text = made()
     assert "| Energy | 2 kWh |" in text
     assert "| CO2 | 700 g at 350 g/kWh |" in text
+    assert "| Cost of the energy | 0.6 EUR at 0.3 EUR/kWh |" in text
     assert unexplained(text) == []
+
+
+def test_another_price_changes_the_card_and_no_stage_before_it(finished: Path) -> None:
+    change(paths.TRAIN_MACHINE, lambda report: report.update(energy_joules=7.2e6))
+    tiny.edit_params(finished, card__price_per_kwh=0.12, card__currency="USD")
+    assert "| Cost of the energy | 0.24 USD at 0.12 USD/kWh |" in made()
+    readers = [stage.name for stage in pipeline.stages() if any(key.split(".")[0] == "card" for key in stage.params)]
+    assert readers == ["card"]
+
+
+def test_heat_throttling_ceiling_left_out_steps_and_what_the_rules_said_are_told(finished: Path) -> None:
+    text = made()
+    assert "Hottest" not in text
+    assert "What was noticed" not in text
+    held = {"throttled": 75.0, "throttled_power": 61.0, "throttled_heat": 14.0, "throttled_hardware": 0.0}
+    message = "the last 10 steps made 600 tokens a second, the run's median is 1,000; another process took 5.0 GiB | of it"
+
+    def edit(report: dict[str, Any]) -> None:
+        report.update(ceiling_share=0.4567, matmul_teraflops=785.2)
+        report["sensors"] |= {"hottest_c": 83.0, "throttled_seconds": held}
+        report["events"] = [{"step": 41, "rule": "throughput", "action": "warn", "message": message}]
+
+    change(paths.TRAIN_MACHINE, edit)
+    change(paths.TRAIN_REPORT, lambda report: report.update(left_out=[{"step": 7, "rows": ["a", "b"]}]))
+    text = made()
+    assert "| Share of the ceiling | 45.7 % of the 785.2 TFLOP/s that this GPU multiplies matrices with |" in text
+    assert "| Hottest | 83 °C |" in text
+    assert "| Clock held down | 75 seconds (61 seconds by the power limit, 14 seconds by heat) |" in text
+    assert "| Step 41, throughput | the last 10 steps made 600 tokens a second" in text
+    assert "The rows of step 7 were left out, since a rule said roll_back." in text
+    assert unexplained(text) == []
+    assert "What was noticed while it trained" in paths.HTML_REPORT.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def main(params: Params) -> None:
     reports = {name: read(path) for name, path in REPORTS.items()}
     check_licences(params.card.license, {"the base": base["license"], "the data": reports["fetch_data"]["license"]})
     files = [paths.BASE, *REPORTS.values(), *CURVES.values(), *DATA, *paths.EVALUATION.values()]
-    energy = energy_of(reports["train_machine"], params.card.grid_co2_grams_per_kwh)
+    energy = energy_of(reports["train_machine"], params.card)
     provenance = record(base, reports, sections, files, energy)
     sources = Sources(
         base=base,

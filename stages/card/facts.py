@@ -77,6 +77,7 @@ class Facts:
     settings: list[tuple[str, str]]
     export_words: list[str]
     machine: list[tuple[str, str]]
+    watched: list[tuple[str, str]]
     origin: list[tuple[str, str]]
     commit: str | None
     dirty: bool | None
@@ -133,6 +134,7 @@ def gather(sources: Sources) -> Facts:
         settings=run_facts.settings(sections),
         export_words=run_facts.export_words(reports["export"]),
         machine=run_facts.machine(reports, sources.provenance["energy"]),
+        watched=run_facts.watched(reports),
         origin=run_facts.origin(sources.provenance, reports),
         commit=sources.provenance["code"]["commit"],
         dirty=sources.provenance["code"]["dirty"],

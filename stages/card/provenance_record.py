@@ -11,6 +11,7 @@ from typing import Any
 from stages.card.reading import Report
 from stages.core import paths
 from stages.core.files import canonical_json, sha256_file
+from stages.core.params import Card
 from stages.core.provenance import git_commit, versions
 
 RESULTS = ["dvc.lock", "reports"]  # they differ from the commit whenever something was made anew
@@ -28,7 +29,7 @@ def record(
         reports: the stages' reports by name.
         sections: the parameters that shape the result, by section.
         files: the files and folders the card reads, which are digested here.
-        energy: `kilowatt_hours`, `grid_grams_per_kilowatt_hour` and `co2_grams`, or None where the machine measures none.
+        energy: what `energy_of` gives.
 
     Returns:
         The record; `files` holds the sha256 of each file by its path.
@@ -53,18 +54,26 @@ def _flat(files: list[Path]) -> set[Path]:
     return {found for path in files for found in (path.rglob("*") if path.is_dir() else [path]) if found.is_file()}
 
 
-def energy_of(machine: Report, grid: float) -> dict[str, float] | None:
-    """The training's energy and what the grid emitted for it.
+def energy_of(machine: Report, card: Card) -> dict[str, Any] | None:
+    """The training's energy, what the grid emitted for it and what it cost.
 
     Args:
         machine: reports/train_machine.json.
-        grid: grams of CO2 for a kilowatt-hour.
+        card: grid_co2_grams_per_kwh, price_per_kwh, currency.
 
     Returns:
-        `kilowatt_hours`, `grid_grams_per_kilowatt_hour` and `co2_grams`, or None where the machine measured no energy.
+        `kilowatt_hours`, `grid_grams_per_kilowatt_hour`, `co2_grams`, `price_per_kilowatt_hour`, `cost` and `currency`, or None where the
+        machine measured no energy.
     """
     joules = machine["energy_joules"]
     if joules is None:
         return None
     kilowatt_hours = joules / JOULES_PER_KILOWATT_HOUR
-    return {"kilowatt_hours": kilowatt_hours, "grid_grams_per_kilowatt_hour": grid, "co2_grams": kilowatt_hours * grid}
+    return {
+        "kilowatt_hours": kilowatt_hours,
+        "grid_grams_per_kilowatt_hour": card.grid_co2_grams_per_kwh,
+        "co2_grams": kilowatt_hours * card.grid_co2_grams_per_kwh,
+        "price_per_kilowatt_hour": card.price_per_kwh,
+        "cost": kilowatt_hours * card.price_per_kwh,
+        "currency": card.currency,
+    }

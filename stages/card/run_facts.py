@@ -3,7 +3,7 @@
 In: the reports of train and export, the curves, the provenance. Out: charts and (name, value) pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stages.card.charts import Chart, line_chart
@@ -12,6 +12,7 @@ from stages.card.words import count, duration, number, percent, size
 
 Curve = Sequence[Mapping[str, float]]
 UNMEASURED = "not measured on this machine"
+THROTTLES = {"throttled_power": "the power limit", "throttled_heat": "heat", "throttled_hardware": "the hardware"}
 
 
 def points(curve: Curve, column: str) -> list[tuple[float, float]]:
@@ -27,6 +28,7 @@ def charts(train: Curve, validation: Curve, speed: Curve) -> list[Chart]:
         ("Learning rate", "", train, "learning_rate", 1.0),
         ("Gradient norm", "before clipping", train, "grad_norm", 1.0),
         ("Speed", "tokens a second", speed, "tokens_per_second", 1.0),
+        ("Share of the ceiling", "% of the GPU's rate of matrix products", speed, "ceiling_share", 100.0),
         ("Memory", "GB", speed, "memory_bytes", 1e-9),
     ):
         values = [(step, value * scale) for step, value in points(curve, column)]
@@ -37,10 +39,17 @@ def charts(train: Curve, validation: Curve, speed: Curve) -> list[Chart]:
 
 def settings(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The parameters that shape the adapter, by their names in params.yaml."""
-    pairs = [
-        (f"{section}.{name}", value) for section in ("train", "numerics", "tokenize", "prompt") for name, value in sections[section].items()
-    ]
-    return [(name, _said(value)) for name, value in [("seed", sections["seed"]), *pairs]]
+    chosen = {name: sections[name] for name in ("seed", "train", "numerics", "tokenize", "prompt")}
+    return [(name, _said(value)) for name, value in _flat(chosen)]
+
+
+def _flat(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with the keys that lead to it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
 
 
 def _said(value: Any) -> str:
@@ -79,10 +88,11 @@ def training_note(reports: Mapping[str, Report]) -> str:
     """Steps, rows and time in one sentence."""
     train, machine = reports["train"], reports["train_machine"]
     ended = " It stopped early, on the validation loss." if train["stopped_early"] else ""
+    left = f" {words}" if (words := left_out(reports)) else ""
     validation = f", {number(train['validation_loss'])} on the validation rows" if train["validation_loss"] is not None else ""
     return (
         f"{count(train['steps'])} optimiser steps in {duration(machine['seconds'])}. "
-        f"The loss per learnt token ended at {number(train['train_loss'])}{validation}.{ended}"
+        f"The loss per learnt token ended at {number(train['train_loss'])}{validation}.{ended}{left}"
     )
 
 
@@ -96,8 +106,10 @@ def machine(reports: Mapping[str, Report], energy: Mapping[str, Any] | None) -> 
     said += [
         ("Training time", duration(found["seconds"])),
         ("Training speed", f"{number(found['tokens_per_second'])} tokens a second"),
+        *_ceiling(found),
         ("Peak memory", size(found["peak_memory_bytes"])),
         *_energy(energy),
+        *_heat(found["sensors"]),
     ]
     if found["resumed_from"]:
         said.append(("Resumed from step", ", ".join(map(str, found["resumed_from"]))))
@@ -108,7 +120,43 @@ def _energy(energy: Mapping[str, float] | None) -> list[tuple[str, str]]:
     if energy is None:
         return [("Energy and CO2", UNMEASURED)]
     grid = f"at {number(energy['grid_grams_per_kilowatt_hour'])} g/kWh"
-    return [("Energy", f"{number(energy['kilowatt_hours'])} kWh"), ("CO2", f"{number(energy['co2_grams'])} g {grid}")]
+    cost = f"{number(energy['cost'])} {energy['currency']} at {number(energy['price_per_kilowatt_hour'])} {energy['currency']}/kWh"
+    return [
+        ("Energy", f"{number(energy['kilowatt_hours'])} kWh"),
+        ("CO2", f"{number(energy['co2_grams'])} g {grid}"),
+        ("Cost of the energy", cost),
+    ]
+
+
+def _ceiling(found: Report) -> list[tuple[str, str]]:
+    """How much of the GPU's rate of matrix products the training used; nothing where it was not measured."""
+    if found["ceiling_share"] is None:
+        return []
+    rate = f"{number(found['matmul_teraflops'])} TFLOP/s that this GPU multiplies matrices with"
+    return [("Share of the ceiling", f"{percent(found['ceiling_share'])} of the {rate}")]
+
+
+def _heat(sensors: Report) -> list[tuple[str, str]]:
+    """The hottest moment, and how long the clock was held down and by what."""
+    said = []
+    if sensors["hottest_c"] is not None:
+        said.append(("Hottest", f"{number(sensors['hottest_c'])} °C"))
+    held = sensors["throttled_seconds"]
+    if held is not None:
+        kinds = [f"{duration(held[name])} by {reason}" for name, reason in THROTTLES.items() if held[name]]
+        said.append(("Clock held down", f"{duration(held['throttled'])} ({', '.join(kinds)})" if kinds else "never"))
+    return said
+
+
+def watched(reports: Mapping[str, Report]) -> list[tuple[str, str]]:
+    """What the rules that watched the training said: when and what."""
+    return [(f"Step {count(event['step'])}, {event['rule']}", event["message"]) for event in reports["train_machine"]["events"]]
+
+
+def left_out(reports: Mapping[str, Report]) -> str | None:
+    """The steps that were left out, in a sentence; None where all were taken."""
+    steps = [count(found["step"]) for found in reports["train"]["left_out"]]
+    return f"The rows of step {', '.join(steps)} were left out, since a rule said roll_back." if steps else None
 
 
 def origin(provenance: Mapping[str, Any], reports: Mapping[str, Report]) -> list[tuple[str, str]]:
