@@ -35,6 +35,8 @@ SPEED = {
     "launch_seconds": (4.0e-4, 1.0e-5, 2.0e-2, 0.01),
     "step_seconds": (2.0e-3, 1.0e-5, 5.0e-2, 0.01),
 }
+DOCS = Path(__file__).resolve().parent.parent / "docs/planner.md"
+HEADING = "## Errors"
 UNDER_WEIGHT = 3.0
 MOST_UNDER = 0.02  # a peak is predicted at most so far below any that was measured: 1 % inside what the planner allows itself
 
@@ -101,7 +103,8 @@ def fit_speed(cells: Sequence[Cell]) -> Factors:
 
 
 def fit(files: Sequence[str], write: bool) -> None:
-    """Prints the errors of fitted and of held-out cells, and with `write` sets the constants."""
+    """Prints the errors of fitted and of held-out cells; with `write` sets the constants and the last section of docs/planner.md."""
+    said: list[str] = []
     everything = read(files)
     constants = dict(planner.constants())
     for engine in sorted({cell["engine"] for cell in everything}):
@@ -116,23 +119,35 @@ def fit(files: Sequence[str], write: bool) -> None:
             for number, cell in enumerate(cells):
                 if cell["shape"] == shape:
                     held_out[number] = (predicted_peak(cell, factors[0]), predicted_speed(cell, factors[1]))
-        _print_table(engine, cells, memory, speed, held_out)
+        said += _table(engine, cells, memory, speed, held_out)
     watts = [cell["watts"] / planner_cards.named(cell["card"], cell["card_bytes"]).watts for cell in everything if cell.get("watts")]
     if watts:
         constants["power_share"] = round(statistics.median(watts), 3)
-        print(f"\nmedian power: {constants['power_share']:.0%} of the card's limit")
+        said.append(f"\nMedian power: {constants['power_share']:.0%} of the card's limit.")
+    print("\n".join(said))
     if write:
         planner.CONSTANTS.write_text(json.dumps(constants, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        print(f"written: {planner.CONSTANTS.name}")
+        _write_errors(files, everything[0], said)
 
 
-def _print_table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, held_out: Mapping[int, tuple[float, float]]) -> None:
-    """A Markdown table, a line a cell, and the sums."""
-    print(f"\n### {engine} engine, {len(cells)} cells, {cells[0]['card']}\n")
-    print(
-        "| shape | base | rows x tokens | recomputed | peak GiB | predicted | error | held out | tokens/s | predicted | error | held out |"
+def _write_errors(files: Sequence[str], cell: Cell, said: Sequence[str]) -> None:
+    """The last section of docs/planner.md."""
+    pinned = ", ".join(f"{name} {version}" for name, version in cell["versions"].items())
+    about = (
+        f"Measured on one {cell['card']} at commit {cell['commit'][:7]} ({pinned}) by `python -m benchmarks.grid measure FILE`; fitted and "
+        f"tabled by `python -m benchmarks.grid fit {' '.join(files)} --write`. An error is predicted / measured - 1. Held out: predicted "
+        f"with factors fitted to the *other* shapes only. Every cell is a step of one micro-batch with the gradients already there, as in "
+        f"the middle of an accumulation; peaks are `torch.cuda.max_memory_reserved`."
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    text = DOCS.read_text(encoding="utf-8")
+    DOCS.write_text(text[: text.index(HEADING)] + "\n".join([HEADING, "", about, *said]) + "\n", encoding="utf-8")
+
+
+def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, held_out: Mapping[int, tuple[float, float]]) -> list[str]:
+    """A Markdown table, a line a cell, and the sums."""
+    columns = ["shape", "base", "rows x tokens", "recomputed", "peak GiB", "predicted", "error", "held out"]
+    columns += ["tokens/s", "predicted", "error", "held out"]
+    lines = [f"\n### {engine} engine, {len(cells)} cells\n", f"| {' | '.join(columns)} |", f"{'|---' * len(columns)}|"]
     errors: dict[str, list[float]] = {"peak": [], "peak, held out": [], "tokens/s": [], "tokens/s, held out": []}
     for number, cell in enumerate(cells):
         peak, rate = predicted_peak(cell, memory), predicted_speed(cell, speed)
@@ -146,12 +161,13 @@ def _print_table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Fac
         extra = (", offloaded" if cell["offload"] else "") + (f", MLP {cell['mlp_tokens']}" if cell["mlp_tokens"] else "")
         what = f"{cell['shape']} | {cell['quantization']} | {cell['rows']} x {cell['tokens']} | {cell['recomputed']}{extra}"
         gib = f"{cell['peak_bytes'] / 2**30:.2f} | {peak / 2**30:.2f} | {words[0]} | {words[1]}"
-        print(f"| {what} | {gib} | {cell['tokens_per_second']:,.0f} | {rate:,.0f} | {words[2]} | {words[3]} |")
-    print()
+        lines.append(f"| {what} | {gib} | {cell['tokens_per_second']:,.0f} | {rate:,.0f} | {words[2]} | {words[3]} |")
+    lines.append("")
     for name, found in errors.items():
         if found:
             size = statistics.median(abs(error) for error in found)
-            print(f"- {name}: median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}")
+            lines.append(f"- {name}: median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}")
+    return lines
 
 
 def _error(predicted: float, truth: float) -> float:
