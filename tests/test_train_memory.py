@@ -90,7 +90,7 @@ def test_a_run_that_ran_out_of_memory_is_within_rounding_the_run_that_did_not(
         assert max(computed_tokens(micro_batch, tight.lengths, tight.batching) for micro_batch in cut_up) <= 60
 
 
-def test_with_dropout_and_noise_a_step_is_done_again_from_its_own_seed(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_step_that_is_done_again_has_the_noise_of_its_rows_again(tiny_base: Path, tmp_path: Path) -> None:
     whole = trainable.training(tiny_base, tmp_path / "whole", neftune_alpha=5.0)
     tight = scarce(trainable.training(tiny_base, tmp_path / "tight", neftune_alpha=5.0), 60)
     assert course(tight) == pytest.approx(course(whole), rel=1e-4)  # a row's noise does not depend on its micro-batch
