@@ -186,7 +186,7 @@ def chosen(question: Question, card: Card, available: int, quantization: str, fi
         engine=question.engine,
         batching=train.batching,
         micro_batch_tokens=train.micro_batch_tokens if fixed and isinstance(train.micro_batch_tokens, int) else None,
-        recompute=recompute if fixed and isinstance(recompute, int) else None,
+        recompute=min(recompute, layers) if fixed and isinstance(recompute, int) else None,
         card=card,
         runs=[*planner.past_runs(), *_workspace_run()],
     )
@@ -209,7 +209,9 @@ def _workspace_run() -> list[dict[str, Any]]:
 def _print_card(question: Question, shape: Shape, card: Card, available: int) -> None:
     """The plans on one card, what they say of the disk, the warnings and the advice; raises UserError where it should not be done."""
     figures = f"{card.memory_bytes / GIB:.0f} GiB, {card.tflops:g} TFLOP/s bf16, {card.bandwidth:g} GB/s, {card.watts:.0f} W"
-    print(f"card    {card.name} ({figures}), {available / GIB:.1f} GiB for training\n")
+    cap = question.params.runtime.gpu_memory_gib
+    room = available / GIB if cap is None else min(cap, available / GIB)
+    print(f"card    {card.name} ({figures}), {room:.1f} GiB for training{'' if cap is None else ' (runtime.gpu_memory_gib)'}\n")
     asked_for: str = question.params.numerics.quantization
     plans: dict[str, Choice] = {}
     why: dict[str, str] = {}

@@ -11,6 +11,7 @@ from stages.core.planner_cards import Card
 from stages.core.planner_memory import BF16, FLOAT32, NF4, Load, Method
 from stages.core.planner_shape import Shape
 
+OVERLAP = 4
 ADAM_BYTES = 7 * FLOAT32  # read and written for each trained parameter of a step: value, gradient, two moments
 
 
@@ -98,4 +99,6 @@ def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Car
         host = max(host, 2 * load.recomputed * work.tokens * shape.hidden * BF16 / (card.host_bandwidth * 1e9))
     trained = shape.adapter_parameters(method.rank, method.target_modules)
     update = trained * ADAM_BYTES / (factors["memory"] * card.bandwidth * 1e9)
-    return work.passes * max(device, host) + update + factors["step_seconds"]
+    # the longer of the two, and a fifth more where they are alike, since they wait for one another by turns
+    together = (device**OVERLAP + host**OVERLAP) ** (1 / OVERLAP)
+    return work.passes * together + update + factors["step_seconds"]
