@@ -70,7 +70,9 @@ def _fault(training: "Training", step: Step, micro_batches: Sequence[Sequence[in
             return rules.non_finite(step.number, "loss", loss, _ids(training, rows))
     if not math.isfinite(norm):
         return rules.non_finite(step.number, "gradient", norm, _ids(training, step.rows))
-    event = rules.spike([point["loss"] for point in training.state.train], step.number, sum(losses), _ids(training, step.rows))
+    event = rules.spike(
+        [point["loss"] for point in training.state.train[-watch.SPIKE_WINDOW :]], step.number, sum(losses), _ids(training, step.rows)
+    )
     if event is not None and event.action == "warn" and watch.silent("spike", step.number, training.state.events):
         return None
     return event
