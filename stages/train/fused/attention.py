@@ -50,7 +50,14 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Rows, scale
 
 
 def backward(
-    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, rest: list[torch.Tensor], rows: Rows, scale: float
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    rest: list[torch.Tensor],
+    rows: Rows,
+    scale: float,
 ) -> tuple[torch.Tensor, ...]:
     """The gradients of q, k and v.
 

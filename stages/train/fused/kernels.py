@@ -3,9 +3,14 @@
 Every kernel takes the strides of its rows, so that results can be written straight into a wider buffer (see `linear.py`).
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from stages.train.fused.linear import Adapters, Packed
 
 
 @triton.jit
@@ -23,7 +28,20 @@ def _rms_norm(x, weight, out, inverse, width, x_stride, out_stride, inner, eps, 
 
 @triton.jit
 def _rms_norm_backward(
-    grad, x, weight, inverse, residual, out, width, grad_stride, x_stride, residual_stride, out_stride, inner, ADD: tl.constexpr, BLOCK: tl.constexpr
+    grad,
+    x,
+    weight,
+    inverse,
+    residual,
+    out,
+    width,
+    grad_stride,
+    x_stride,
+    residual_stride,
+    out_stride,
+    inner,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -81,16 +99,57 @@ def _swiglu_backward(grad, gate_up, grad_gate_up, out, width, grad_stride, in_st
 
 
 @triton.jit
-def _unpack_nf4(packed, code, scale, scale_code, scale_scale, offset, out, width, stride, BYTES: tl.constexpr):
-    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
-    block = byte // 32  # 64 weights share a scale, two weights a byte
-    absmax = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * tl.load(scale_scale + block // 256) + tl.load(offset)
-    pair = tl.load(packed + byte).to(tl.int32)
-    high = tl.load(code + (pair >> 4)) * absmax
-    low = tl.load(code + (pair & 15)) * absmax
-    start = tl.program_id(0).to(tl.int64) * (2 * BYTES)
-    element = start + tl.arange(0, 2 * BYTES)
-    tl.store(out + (element // width) * stride + element % width, tl.interleave(high, low))
+def _lay(
+    packed,
+    code,
+    scale,
+    scale_code,
+    scale_scale,
+    offset,
+    unpacking,
+    width,
+    stride,
+    out,
+    a,
+    stacked,
+    b,
+    place,
+    first,
+    height,
+    ranks,
+    rank,
+    strength,
+    laying,
+    ADAPTED: tl.constexpr,
+    BYTES: tl.constexpr,
+    ROWS: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    if program < unpacking:  # W: NF4, two weights a byte, 64 weights a scale, 256 scales a scale of scales
+        byte = program.to(tl.int64) * BYTES + tl.arange(0, BYTES)
+        block = byte // 32
+        absmax = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * tl.load(scale_scale + block // 256)
+        absmax += tl.load(offset + block // 256)
+        pair = tl.load(packed + byte).to(tl.int32)
+        high = tl.load(code + (pair >> 4)) * absmax
+        low = tl.load(code + (pair & 15)) * absmax
+        weight = program.to(tl.int64) * (2 * BYTES) + tl.arange(0, 2 * BYTES)
+        tl.store(out + (weight // width) * stride + weight % width, tl.interleave(high, low))
+    elif ADAPTED:
+        if program < unpacking + laying:  # B: its rows beside W, in the columns of the layer they belong to
+            row = (program - unpacking).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+            column = tl.arange(0, RANKS)[None, :]
+            index = tl.load(place + row, row < height, -1)[:, None].to(tl.int64)
+            inner = column - tl.load(first + row, row < height, 0)[:, None]
+            b_value = tl.load(b + index * rank + inner, (index >= 0) & (inner >= 0) & (inner < rank), 0.0)
+            tl.store(out + row[:, None] * stride + width + column, b_value, (row < height)[:, None] & (column < ranks))
+        else:  # s A: below W
+            element = (program - unpacking - laying).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            below = element // width
+            a_value = tl.load(a + element, below < stacked, 0.0).to(tl.float32) * strength
+            tl.store(out + (height + below) * stride + element % width, a_value, below < ranks)
 
 
 @triton.jit
@@ -125,19 +184,41 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, inner: int, out:
     width = weight.numel()
     inverse = torch.empty(x.shape[0] * inner, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
-    _rms_norm[(inverse.numel(),)](x, weight, out, inverse, width, x.stride(0), out.stride(0), inner, eps, BLOCK=block, num_warps=_warps(block))
+    _rms_norm[(inverse.numel(),)](
+        x, weight, out, inverse, width, x.stride(0), out.stride(0), inner, eps, BLOCK=block, num_warps=_warps(block)
+    )
     return inverse
 
 
 def rms_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, inner: int, residual: torch.Tensor | None, out: torch.Tensor
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    inverse: torch.Tensor,
+    inner: int,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
 ) -> None:
     width = weight.numel()
     block = triton.next_power_of_2(width)
     add = residual is not None
     other = residual if residual is not None else grad
     _rms_norm_backward[(inverse.numel(),)](
-        grad, x, weight, inverse, other, out, width, grad.stride(0), x.stride(0), other.stride(0), out.stride(0), inner, ADD=add, BLOCK=block, num_warps=_warps(block)
+        grad,
+        x,
+        weight,
+        inverse,
+        other,
+        out,
+        width,
+        grad.stride(0),
+        x.stride(0),
+        other.stride(0),
+        out.stride(0),
+        inner,
+        ADD=add,
+        BLOCK=block,
+        num_warps=_warps(block),
     )
 
 
@@ -155,18 +236,49 @@ def swiglu(gate_up: torch.Tensor, width: int, out: torch.Tensor) -> None:
 
 def swiglu_backward(grad: torch.Tensor, gate_up: torch.Tensor, width: int, grad_gate_up: torch.Tensor, out: torch.Tensor) -> None:
     _swiglu_backward[(gate_up.shape[0], triton.cdiv(width, 2048))](
-        grad, gate_up, grad_gate_up, out, width, grad.stride(0), gate_up.stride(0), grad_gate_up.stride(0), out.stride(0), BLOCK=2048, num_warps=4
+        grad,
+        gate_up,
+        grad_gate_up,
+        out,
+        width,
+        grad.stride(0),
+        gate_up.stride(0),
+        grad_gate_up.stride(0),
+        out.stride(0),
+        BLOCK=2048,
+        num_warps=4,
     )
 
 
-def unpack_nf4(packed: torch.Tensor, state: "object", out: torch.Tensor) -> None:
-    nested = state.state2
-    count = packed.numel()
-    size = next(size for size in (1024, 512, 256, 128, 64, 32) if count % size == 0)
+def lay(packed: "Packed | None", adapters: "Adapters | None", width: int, out: torch.Tensor) -> None:
+    nothing = out
+    nf4: tuple[torch.Tensor, ...] = (nothing,) * 6
+    extra: tuple[Any, ...] = (nothing, 0, nothing, nothing, nothing, 0, 0, 1, 1.0)
+    unpacking = laying = ranks = 0
+    size = 32
+    if packed is not None:
+        size = packed.block
+        unpacking = packed.data.numel() // size
+        nf4 = (packed.data, packed.code, packed.scale, packed.scale_code, packed.scale_scale, packed.offset)
+    if adapters is not None:
+        ranks = adapters.ranks
+        laying = triton.cdiv(len(adapters.place), 64)
+        extra = (
+            adapters.a,
+            len(adapters.a),
+            adapters.b,
+            adapters.place,
+            adapters.first,
+            len(adapters.place),
+            ranks,
+            adapters.rank,
+            adapters.scale,
+        )
     # without fused multiply-add, so that the bits are those of bitsandbytes, which rounds after each operation
-    _unpack_nf4[(count // size,)](
-        packed, state.code, state.absmax, nested.code, nested.absmax, state.offset, out, out.shape[1], out.stride(0), BYTES=size, num_warps=4, enable_fp_fusion=False
-    )
+    _lay[(unpacking + laying + triton.cdiv(ranks * width, 2048),)](
+        *nf4, unpacking, width, out.stride(0), out, *extra, laying,
+        ADAPTED=adapters is not None, BYTES=size, ROWS=64, RANKS=max(triton.next_power_of_2(ranks), 1), BLOCK=2048, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> torch.Tensor:

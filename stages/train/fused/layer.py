@@ -11,7 +11,7 @@ import torch
 
 from stages.train.fused import attention, ops
 from stages.train.fused.attention import Rows
-from stages.train.fused.linear import Group
+from stages.train.fused.linear import Group, Matrix
 from stages.train.fused.parked import Parked
 
 
@@ -71,7 +71,7 @@ class Layer:
         out = group.room(x, group.width)
         return out, ops.rms_norm(x, norm.weight, norm.variance_epsilon, out[:, : group.width])
 
-    def attend(self, x: torch.Tensor, rows: Rows, matrix: torch.Tensor) -> Attended:
+    def attend(self, x: torch.Tensor, rows: Rows, matrix: Matrix) -> Attended:
         """Norm, projections, rotary embedding and attention.
 
         Args:
@@ -122,13 +122,13 @@ class Layer:
         """Heads in some columns of qkv."""
         return (part.stop - part.start) // self.head_dim
 
-    def middle(self, x: torch.Tensor, attended: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    def middle(self, x: torch.Tensor, attended: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         """x plus the output projection of the attention."""
         wide = self.output.room(x, self.output.width)
         wide[:, : self.output.width] = attended.flatten(1)
         return self.output.add(matrix, wide, x, torch.empty_like(x))
 
-    def gates(self, mid: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    def gates(self, mid: torch.Tensor, matrix: Matrix, out: torch.Tensor) -> None:
         """gate and up of some tokens, into out `[tokens, 2 intermediate]`."""
         n, _ = self.normed(self.second_norm, mid, self.gate_up)
         self.gate_up.forward(matrix, n, out)
@@ -250,7 +250,6 @@ class DecoderLayer(torch.autograd.Function):
         """
         layer, rows = ctx.layer, ctx.rows
         (grad,) = gradients
-        qkv_matrix, output_matrix = layer.qkv.matrix(), layer.output.matrix()
         if ctx.keep:
             x, mid, gate_up, out, qkv, q, k, v, *rest = ctx.saved_tensors
             norms = 0 if layer.q_norm is None else 2
@@ -258,29 +257,31 @@ class DecoderLayer(torch.autograd.Function):
             del out, qkv, q, k, v, rest
         else:
             x = ctx.saved_tensors[0] if ctx.parked is None else ctx.parked.take(layer.number)
-            attended = layer.attend(x, rows, qkv_matrix)
-            mid, gate_up = layer.middle(x, attended.out, output_matrix), None
+            attended = layer.attend(x, rows, layer.qkv.matrix())
+            mid, gate_up = layer.middle(x, attended.out, layer.output.matrix()), None
         hidden = x.shape[1]
 
         wide = layer.output.room(x, hidden)
         mid_grad = wide[:, :hidden]
         found = layer.mlp_backward(grad, mid, gate_up, ctx.chunk, mid_grad)
         del mid, gate_up
-        attended_grad = layer.output.backward(output_matrix, wide)
+        matrix = layer.output.matrix()  # laid out anew: it takes less time than the MLP's backward has use for its memory
+        attended_grad = layer.output.backward(matrix, wide)
         inputs = layer.output.room(x, layer.output.width)
         inputs[:, : layer.output.width] = attended.out.flatten(1)
-        layer.output.widen(output_matrix, inputs)
+        layer.output.widen(matrix, inputs)
         found = [*layer.output.gradients(wide, inputs), *found]
-        del inputs, output_matrix
+        del inputs
         qkv_grad = layer.attend_backward(attended_grad, attended, rows)
         del attended, attended_grad
         n, inverse = layer.normed(layer.first_norm, x, layer.qkv)
-        layer.qkv.widen(qkv_matrix, n)
+        matrix = layer.qkv.matrix()
+        layer.qkv.widen(matrix, n)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            normed_grad = layer.qkv.backward(qkv_matrix, qkv_grad)
+            normed_grad = layer.qkv.backward(matrix, qkv_grad)
             x_grad = torch.empty_like(x)
             ops.rms_norm_backward(normed_grad, x, layer.first_norm.weight, inverse, x_grad, residual=mid_grad)
         else:
-            layer.qkv.narrow(qkv_matrix, qkv_grad)
+            layer.qkv.narrow(matrix, qkv_grad)
         return (x_grad, None, None, None, None, None, *layer.qkv.gradients(qkv_grad, n), *found)

@@ -65,7 +65,9 @@ def _why_not_layer(layer: Any) -> str | None:
     for projection in projections:
         linear = getattr(projection, "base_layer", projection)
         state = getattr(linear.weight, "quant_state", None)
-        if state is not None and not (state.quant_type == "nf4" and state.nested and state.blocksize == 64 and linear.in_features % 64 == 0):
+        if state is not None and not (
+            state.quant_type == "nf4" and state.nested and state.blocksize == 64 and linear.in_features % 64 == 0
+        ):
             return "the fused kernels unpack double-quantised NF4 with 64 weights a block"
         if state is None and not linear.weight.is_floating_point():
             return f"the fused kernels know NF4 and floating-point weights, not {type(linear).__name__}"

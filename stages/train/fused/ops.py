@@ -3,9 +3,12 @@
 Sums and exponentials are taken in float32 at least. `out` may be a view whose rows lie further apart than they are wide.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from stages.train.fused.linear import Adapters, Packed
 
 
 def _kernels() -> Any:
@@ -19,14 +22,25 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def unpack_nf4(weight: torch.Tensor, out: torch.Tensor) -> None:
-    """The weights that double-quantised NF4 (arXiv 2305.14314) stands for, bit for bit as bitsandbytes unpacks them.
+def lay(packed: "Packed | None", adapters: "Adapters | None", width: int, out: torch.Tensor) -> None:
+    """Lays `[[W, B], [s A, 0]]`: W where it is packed, B and A where there are adapters; the corner stays as it is.
 
     Args:
-        weight: bitsandbytes' Params4bit, on CUDA: on a CPU a base is unpacked when it is loaded.
-        out: `[rows, columns]`; the result.
+        packed: weights in double-quantised NF4 (arXiv 2305.14314), unpacked bit for bit as bitsandbytes does; on CUDA only, since on a CPU
+            a base is unpacked when it is loaded.
+        adapters: of the group.
+        width: columns of W.
+        out: `[height + ranks, width + ranks]`, or the rows of W alone where there are no adapters; written.
     """
-    _kernels().unpack_nf4(weight, weight.quant_state, out)
+    if out.is_cuda:
+        _kernels().lay(packed, adapters, width, out)
+    elif adapters is not None:
+        height, stacked = len(adapters.place), len(adapters.a)
+        out[:height, width:].zero_()
+        out[height:, :width].zero_()
+        out[height : height + stacked, :width] = adapters.a * adapters.scale
+        rows = (adapters.place >= 0).nonzero()
+        out[rows, width + adapters.first[rows] + torch.arange(adapters.rank)] = adapters.b[adapters.place[rows[:, 0]]].to(out.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, inner: int = 1) -> torch.Tensor:
