@@ -109,11 +109,16 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
-def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest difference of a parameter's gradients over the size of the other one, where that is not next to nothing itself."""
+def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[float]:
+    """The difference of each parameter's gradients over the size of the other one, where that is not next to nothing itself."""
     assert one.keys() == other.keys()
     least = 1e-3 * max(float(tensor.norm()) for tensor in other.values())  # the gradient of a query is zero where there is one key
-    return max(float((one[name] - tensor).norm()) / max(float(tensor.norm()), least) for name, tensor in other.items())
+    return [float((one[name] - tensor).norm()) / max(float(tensor.norm()), least) for name, tensor in other.items()]
+
+
+def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest of the differences."""
+    return max(differences(one, other))
 
 
 def training(model: Any, train: Train, root: Any, train_rows: list[TokenRow]) -> Any:

@@ -1,7 +1,9 @@
 """The fused path on a CUDA device, in bfloat16 and over NF4, against the plain path and against both in float64. `make test-gpu` runs it.
 
-A gradient in bfloat16 (8 bits) is some percent off the true one, on either path. So the truth is the same weights in float64 on the CPU,
-and the fused path may be no further from it than one and a half times the plain path, plus one percent.
+A gradient in bfloat16 (8 bits) is one or two percent off the true one, on either path. So the truth is the same weights in float64 on
+the CPU, and over all matrices the fused path may on the average be no more than a quarter further from it than the plain path. A single
+matrix may be three times as far: where a gradient is a difference of large numbers (keys with a bias), rounding is luck. A wrong kernel
+would be off by tens of percent.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from stages.train.fused import attention, ops
 from stages.train.fused.model import FusedModel, why_not
 from stages.train.plain import PlainModel
 from tests import families, references, trainable
-from tests.families import FUSED, furthest, gradients, in_double, loss_alone, tuned
+from tests.families import FUSED, differences, furthest, gradients, in_double, loss_alone, tuned
 
 pytestmark = pytest.mark.gpu
 
@@ -65,14 +67,16 @@ def test_the_fused_path_is_as_near_to_the_truth_as_the_plain_one(family: str, qu
     plain = PlainModel(model, "bucket", torch.bfloat16, 0)
     plain_loss = plain.summed_loss(rows)
     off = abs(plain_loss.item() - true_loss.item()) / targets
-    furthest_plain = furthest(gradients(model, plain_loss), true)
-    assert furthest_plain < 0.3  # else the truth is none
+    reference = differences(gradients(model, plain_loss), true)
+    assert max(reference) < 0.2  # else it is no reference
     fused = FusedModel(model, None, False, 4096)
     for kept, offload, mlp_tokens in ((None, False, 4096), (0, False, 4096), (0, True, 100), (1, True, 7)):
         fused.kept, fused.offload, fused.mlp_tokens = fused.layers if kept is None else kept, offload, mlp_tokens
         loss = fused.summed_loss(rows)
         assert abs(loss.item() - true_loss.item()) / targets < 1.5 * off + 0.01
-        assert furthest(gradients(model, loss), true) < 1.5 * furthest_plain + 0.01, (kept, offload, mlp_tokens)
+        found = differences(gradients(model, loss), true)
+        assert sum(found) < 1.25 * sum(reference), (kept, offload, mlp_tokens)
+        assert max(found) < 3 * max(reference), (kept, offload, mlp_tokens)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
