@@ -11,8 +11,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -126,33 +128,39 @@ def measure(rows: Sequence[str], engines: Sequence[str], results: Path, site: st
         environment = {**os.environ, **OFFLINE}
         if engine == "unsloth":
             subprocess.run([sys.executable, "-m", "benchmarks.engines", "make", shape, quantization], check=True, env=environment)
-            path = [site, os.environ.get("PYTHONPATH")]
-            environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
+            found = [site, os.environ.get("PYTHONPATH")]
+            environment["PYTHONPATH"] = os.pathsep.join(part for part in found if part)
+        results.mkdir(parents=True, exist_ok=True)
         for record in _process(engine, shape, quantization, group, environment):
-            work, kind = record["cell"]["work"], record["engine"]
-            results.mkdir(parents=True, exist_ok=True)
-            (results / f"{work}.{kind}.json").write_text(json.dumps({**record, "commit": git_commit()}, indent=1, sort_keys=True) + "\n")
+            print(json.dumps({key: record.get(key) for key in SHOWN} | {"work": record["cell"]["work"]}), flush=True)
+            path = results / f"{record['cell']['work']}.{engine}.json"
+            path.write_text(json.dumps({**record, **git_commit()}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _process(engine: str, shape: str, quantization: str, group: Sequence[Cell], environment: dict[str, str]) -> list[dict[str, Any]]:
-    """Runs one process over its cells; its results, and a failed one for each cell that it did not come to."""
+def _process(engine: str, shape: str, quantization: str, group: Sequence[Cell], environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Runs one process over its cells: each result as it comes, and a failed one for each cell that it did not come to."""
     start = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.engines", engine, shape, quantization]
-    lines = "".join(json.dumps(asdict(cell)) + "\n" for cell in group)
-    try:
-        done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, timeout=SECONDS)
-        out, said = done.stdout, done.stderr
-    except subprocess.TimeoutExpired as error:
-        out, said = ((part or b"").decode() if isinstance(part, bytes) else part or "" for part in (error.stdout, error.stderr))
-        said += f"\nmore than {SECONDS} seconds"
-    records = [json.loads(line.removeprefix("RESULT ")) for line in out.splitlines() if line.startswith("RESULT ")]
-    for cell in group[len(records) :]:
-        print(f"{engine} {shape} {cell.work}: {said[-3000:]}", file=sys.stderr)
-        records.append({"engine": engine, "cell": asdict(cell), "failed": said.strip().splitlines()[-1] if said.strip() else "no result"})
-    for record in records:
-        print(json.dumps({key: record.get(key) for key in SHOWN} | {"work": record["cell"]["work"]}), flush=True)
+    done = 0
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as asked:
+        asked.write("".join(json.dumps(asdict(cell)) + "\n" for cell in group))
+        asked.seek(0)
+        process = subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
+        timer = threading.Timer(SECONDS, process.kill)
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("RESULT "):
+                done += 1
+                yield json.loads(line.removeprefix("RESULT "))
+        status = process.wait()
+        timer.cancel()
+        said.seek(0)
+        words = said.read().strip()
+    for cell in group[done:]:
+        print(f"{engine} {shape} {cell.work}: exit status {status}\n{words[-3000:]}", file=sys.stderr)
+        yield {"engine": engine, "cell": asdict(cell), "failed": (words.splitlines() or ["no result"])[-1]}
     print(f"{engine} {shape} {quantization}: {time.monotonic() - start:.0f} s", flush=True)
-    return records
 
 
 SHOWN = ("engine", "tokens_per_second", "step_seconds", "peak_allocated_bytes", "peak_reserved_bytes", "loss", "longest_tokens", "failed")
