@@ -72,7 +72,9 @@ def _all() -> list[tuple[str, str, str, Cell]]:
         ("8b-keep", "8b", [[2048] * 2], "none"),
         ("13b-bs1", "13b", [[2048]], "all"),
     ):
-        found += [(engine, shape, "nf4", Cell(work, passes, recompute, pack=engine == "luthier")) for engine in ENGINES]
+        found += [(engine, shape, "nf4", Cell(work, passes, recompute)) for engine in PEERS]
+        # the row is about memory too, where all is computed again
+        found.append(("luthier", shape, "nf4", Cell(work, passes, recompute, pack=True, mlp_tokens=2048 if recompute == "all" else None)))
     for shape in ("8b", "13b"):
         plan = Cell(f"{shape}-plan24", [[2048] * STEP_ROWS], pack=True, cap_gib=CAP, planned=True, warm=1, steps=3)
         found.append(("luthier", shape, "nf4", plan))

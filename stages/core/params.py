@@ -214,6 +214,7 @@ class Train(Section):
     neftune_alpha: Annotated[float, Field(gt=0)] | None
     kernels: Literal["auto", "fused", "plain"]
     recompute: Literal["auto", "none", "all"] | NotNegative
+    deterministic: bool
     eval_every: Positive
     early_stop: Positive | None
     watch: TrainWatch

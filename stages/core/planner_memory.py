@@ -82,8 +82,8 @@ def pass_bytes(shape: Shape, method: Method, load: Load) -> dict[str, float]:
     """
     tokens, d, q, kv, f = load.tokens, shape.hidden, shape.q, shape.kv, shape.inner
     kept_layers = shape.layers - load.recomputed
-    # two inputs are on the device while they travel
-    inputs = (min(2, load.recomputed) if load.offload else load.recomputed) * tokens * d * BF16
+    # three inputs are on the device while they travel
+    inputs = (min(3, load.recomputed) if load.offload else load.recomputed) * tokens * d * BF16
     nf4 = method.quantization == "nf4"
     if method.engine == "fused":
         kept = tokens * ((2 * d + 2 * q + 2 * kv + 2 * f) * BF16 + shape.heads * FLOAT32)

@@ -52,8 +52,8 @@ def probes(rows: Sequence[TokenRow]) -> list[TokenRow]:
 def settle_determinism(training: "Training") -> bool:
     """Holds PyTorch to kernels that give equal bits run to run, unless the base has an operation without one.
 
-    Rows packed on the plain path on a GPU are left out: there the deterministic backward of masked attention makes training four times
-    slower.
+    On a GPU train.deterministic can forgo it, and rows packed on the plain path are left out: there the deterministic backward of masked
+    attention makes training four times slower.
 
     Args:
         training: before its first step.
@@ -67,7 +67,8 @@ def settle_determinism(training: "Training") -> bool:
     import torch
 
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # or every empty tensor is filled
-    if training.device == "cuda" and training.fused is None and training.batching == "pack":
+    packed_plain = training.fused is None and training.batching == "pack"
+    if training.device == "cuda" and (packed_plain or not training.settings.deterministic):
         return False
     torch.use_deterministic_algorithms(True)
     training.ready("train", training.state.step + 1)

@@ -1,7 +1,5 @@
 """The plain path of training, and the reference: transformers and PEFT as they are. In: model, rows. Out: a loss to call backward on."""
 
-import math
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.train.batches import Batch, TokenRow, collate
+from stages.train.neftune import noise
 
 if TYPE_CHECKING:
     import torch
@@ -102,10 +101,7 @@ class PlainModel:
         return out.logits.float()
 
     def _add_noise(self, module: Any, inputs: Any, embedded: "torch.Tensor") -> "torch.Tensor | None":
-        """NEFTune's noise, uniform in ±alpha / sqrt(tokens of the row * hidden).
-
-        Each row's is drawn from the step's seed and the row's id, so that it does not depend on what the row is computed with.
-        """
+        """The embeddings of a training's rows with NEFTune's noise on them; padding has none."""
         import torch
 
         if self._noised is None or self.neftune is None:
@@ -113,11 +109,8 @@ class PlainModel:
         rows, packed = self._noised
         lengths = [len(row.input_ids) for row in rows]
         starts = np.cumsum([0, *lengths[:-1]]).tolist() if packed else [0] * len(rows)
-        noise = torch.zeros_like(embedded)
-        generator = torch.Generator(embedded.device)
+        added = torch.zeros_like(embedded)
         for number, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
-            generator.manual_seed(torch.initial_seed() ^ zlib.crc32(row.id.encode()))
-            place = noise[0 if packed else number, start : start + length]
-            place.uniform_(-1, 1, generator=generator)
-            place.mul_(self.neftune / math.sqrt(place.numel()))
-        return embedded + noise
+            place = added[0 if packed else number, start : start + length]
+            place.copy_(noise(row, self.neftune, place))
+        return embedded + added

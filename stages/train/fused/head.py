@@ -49,7 +49,7 @@ class Head(torch.autograd.Function):
 
         Args:
             ctx: autograd's.
-            gradients: of the loss.
+            *gradients: of the loss.
 
         Returns:
             One for each argument of forward.

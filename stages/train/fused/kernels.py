@@ -277,7 +277,8 @@ def lay(packed: "Packed | None", adapters: "Adapters | None", width: int, out: t
     # without fused multiply-add, so that the bits are those of bitsandbytes, which rounds after each operation
     _lay[(unpacking + laying + triton.cdiv(ranks * width, 2048),)](
         *nf4, unpacking, width, out.stride(0), out, *extra, laying,
-        ADAPTED=adapters is not None, BYTES=size, ROWS=64, RANKS=max(triton.next_power_of_2(ranks), 1), BLOCK=2048, num_warps=4, enable_fp_fusion=False,
+        ADAPTED=adapters is not None, BYTES=size, ROWS=64, RANKS=max(triton.next_power_of_2(ranks), 1), BLOCK=2048,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Layer:
         parameters: the adapter's, in the order in which the backward gives gradients.
     """
 
+    parameters: list[torch.nn.Parameter]
+
     def __init__(self, module: Any, number: int, dtype: torch.dtype) -> None:
         """Takes the layer's modules.
 
@@ -62,7 +64,8 @@ class Layer:
         self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype)
         self.down = Group([mlp.down_proj], dtype)
         self.first_norm, self.second_norm = module.input_layernorm, module.post_attention_layernorm
-        self.q_norm, self.k_norm = getattr(attend, "q_norm", None), getattr(attend, "k_norm", None)
+        self.q_norm: Any = getattr(attend, "q_norm", None)  # Qwen3's
+        self.k_norm: Any = getattr(attend, "k_norm", None)
         self.turned = self.qkv.rows[1].stop  # columns of qkv that are queries and keys
         self.parameters = [p for group in (self.qkv, self.output, self.gate_up, self.down) for p in group.parameters]
 
@@ -217,7 +220,6 @@ class DecoderLayer(torch.autograd.Function):
             keep: whether the activations are kept for the backward.
             chunk: tokens of the MLP at a time.
             parked: where x waits for the backward if not on the device, or None.
-            _: the adapter's parameters, as layer.parameters.
 
         Returns:
             `[tokens, hidden]`.
@@ -243,7 +245,7 @@ class DecoderLayer(torch.autograd.Function):
 
         Args:
             ctx: autograd's.
-            gradients: of the output, `[tokens, hidden]`.
+            *gradients: of the output, `[tokens, hidden]`.
 
         Returns:
             One for each argument of forward.

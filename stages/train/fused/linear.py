@@ -91,6 +91,12 @@ class Group:
         parameters: A and B of each layer that has an adapter, in this order.
     """
 
+    width: int
+    height: int
+    rows: list[slice]
+    ranks: int
+    parameters: list[torch.nn.Parameter]
+
     def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
         """Takes the layers. Their weights, packed or not, and their LoRA parameters become views of one tensor a group.
 
@@ -101,10 +107,10 @@ class Group:
         bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         weights = [base.weight for base in bases]
         self._dtype, self._device = dtype, weights[0].device
-        self.width: int = bases[0].in_features
+        self.width = bases[0].in_features
         ends = torch.tensor([base.out_features for base in bases]).cumsum(0).tolist()
         self.rows = [slice(end - base.out_features, end) for end, base in zip(ends, bases, strict=True)]
-        self.height: int = ends[-1]
+        self.height = ends[-1]
         adapted = [(rows, layer) for rows, base, layer in zip(self.rows, bases, layers, strict=True) if base is not layer]
         self._adapters = _stack(adapted, self.height) if adapted else None
         self.ranks = self._adapters.ranks if self._adapters is not None else 0

@@ -13,6 +13,7 @@ from stages.train.fused.attention import Rows
 from stages.train.fused.head import Head
 from stages.train.fused.layer import DecoderLayer, Layer
 from stages.train.fused.parked import Parked
+from stages.train.neftune import noise
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,6 +51,8 @@ def why_not(model: "PeftModel", settings: "Train", longest: int) -> str | None:
         return f"the fused kernels attend to all tokens before, and the base only to {window}, fewer than the longest row's {longest}"
     if base.dtype is not torch.bfloat16 and base.device.type == "cuda":
         return f"FlashAttention computes in bfloat16, not {base.dtype}"
+    if base.device.type != "cuda" and any(hasattr(p, "quant_state") for p in base.model.layers[0].parameters()):
+        return "the fused kernels unpack NF4 on CUDA only"
     if base.device.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
         return "FlashAttention needs a card of compute capability 8.0 (Ampere) or newer"
     return _why_not_layer(base.model.layers[0])
@@ -90,6 +93,12 @@ class FusedModel:
         neftune: NEFTune's alpha (arXiv 2310.05914), or None.
     """
 
+    layers: int
+    kept: int
+    offload: bool
+    mlp_tokens: int
+    neftune: float | None
+
     def __init__(self, model: "PeftModel", kept: int | None, offload: bool, mlp_tokens: int) -> None:
         """Reads the model's modules; `why_not` says whether it can.
 
@@ -106,7 +115,7 @@ class FusedModel:
         self.kept = self.layers if kept is None else kept
         self.offload = offload
         self.mlp_tokens = mlp_tokens
-        self.neftune: float | None = None
+        self.neftune = None
         self._parked = Parked()
 
     def summed_loss(self, rows: Sequence[TokenRow]) -> torch.Tensor:
@@ -129,7 +138,8 @@ class FusedModel:
         place = Rows(bounds, lengths, cos[0].contiguous(), sin[0].contiguous())
         grad = torch.is_grad_enabled()
         if grad and self.neftune is not None:
-            x = x + self._noise(x, lengths)
+            pieces = zip(rows, x.split(lengths), strict=True)
+            x = torch.cat([piece + noise(row, self.neftune, piece) for row, piece in pieces])
         self._parked.forget()
         for layer in self._decoder:
             keep = grad and layer.number >= self.layers - self.kept
@@ -138,10 +148,3 @@ class FusedModel:
         if len(batch.columns) < len(x):
             x = x[batch.columns.to(device)]
         return Head.apply(x, self._base.model.norm, self._base.get_output_embeddings().weight, batch.targets[0].to(device), grad)
-
-    def _noise(self, x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """NEFTune's noise: uniform in ±alpha / sqrt(tokens of the row * hidden)."""
-        assert self.neftune is not None
-        tokens = torch.tensor(lengths, device=x.device).repeat_interleave(torch.tensor(lengths, device=x.device))
-        size = self.neftune / (tokens * x.shape[1]).sqrt()
-        return (torch.empty_like(x).uniform_(-1, 1) * size[:, None]).to(x.dtype)
