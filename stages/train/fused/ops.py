@@ -100,8 +100,8 @@ def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor, ba
     Args:
         x: `[tokens, at least heads * head_dim]`.
         heads: how many heads of each row are turned.
-        cos: `[tokens, head_dim]`.
-        sin: `[tokens, head_dim]`.
+        cos: `[tokens, head_dim]`, both halves alike, as transformers makes them.
+        sin: likewise.
         back: turns the other way, as the gradient does.
     """
     if x.is_cuda:
