@@ -5,7 +5,6 @@ It needs neither a GPU nor torch. Exit code 1 where the job should not be done o
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from stages.core.models import located, read_manifest
 from stages.core.params import Params, load_params
 from stages.core.planner import GIB, Choice
 from stages.core.planner_cards import Card
-from stages.core.planner_job import Job, job, should_not, warnings
+from stages.core.planner_job import Job, course, job, should_not, warnings
 from stages.core.planner_shape import Shape, shape_of
 
 CONTEXT_BYTES = int(0.6 * GIB)  # the driver's and CUDA's own, which PyTorch cannot have
@@ -321,10 +320,8 @@ def _print_processor(question: Question) -> None:
         return
     last = read_details(paths.TRAIN_MACHINE)
     if last.get("gpu") is None and last.get("tokens_per_second"):
-        train = question.params.train
-        an_epoch = math.ceil(len(question.lengths) / train.effective_batch)
-        steps = min(math.ceil(round(train.epochs * an_epoch, 6)), train.max_steps or 10**12)
-        hours = sum(question.lengths) * steps / an_epoch / last["tokens_per_second"] / 3600
+        _, tokens = course(question.params.train, question.lengths)
+        hours = tokens / last["tokens_per_second"] / 3600
         print(
             f"\nthis processor trained {last['tokens_per_second']:,.0f} tokens/s in the last run here: {duration(hours)} for these rows on "
             f"the base of that run"

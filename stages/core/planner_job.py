@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.core import planner
-from stages.core.params import Params
+from stages.core.params import Params, Train
 from stages.core.planner import GIB, Choice
 from stages.core.planner_cards import Card
 from stages.core.planner_memory import BF16, FLOAT32, NF4
@@ -48,6 +48,21 @@ class Job:
         return self.checkpoint_bytes + 2 * (self.adapter_bytes + self.export_bytes)
 
 
+def course(train: Train, lengths: Sequence[int]) -> tuple[int, int]:
+    """Optimizer steps of a training, and the tokens it trains on, each as often as it is seen.
+
+    Args:
+        train: epochs, max_steps, effective_batch.
+        lengths: tokens of each training row.
+
+    Returns:
+        Both.
+    """
+    an_epoch = math.ceil(len(lengths) / train.effective_batch)
+    steps = min(math.ceil(round(train.epochs * an_epoch, 6)), train.max_steps or 10**12)
+    return steps, round(sum(lengths) * steps / an_epoch)
+
+
 def job(shape: Shape, choice: Choice, card: Card, params: Params, lengths: Sequence[int], validation: Sequence[int]) -> Job:
     """The training that params.yaml asks for, as planned.
 
@@ -63,9 +78,7 @@ def job(shape: Shape, choice: Choice, card: Card, params: Params, lengths: Seque
         Its time, energy and disk.
     """
     train = params.train
-    an_epoch = math.ceil(len(lengths) / train.effective_batch)
-    steps = min(math.ceil(round(train.epochs * an_epoch, 6)), train.max_steps or 10**12)
-    tokens = round(sum(lengths) * steps / an_epoch)
+    steps, tokens = course(train, lengths)
     evaluations = 1 + math.ceil(steps / train.eval_every) if validation else 0
     seconds = (tokens + EVALUATION_SHARE * evaluations * sum(validation)) / choice.tokens_per_second
     adapter = shape.adapter_parameters(train.rank, train.target_modules) * FLOAT32
