@@ -1,4 +1,4 @@
-"""Speed and peak memory of the train stage itself on a Llama shape with random weights: they do not depend on the weights' values.
+"""Speed and peak memory of the train stage itself on a published shape with random weights: they do not depend on the weights' values.
 
 Usage: python -m benchmarks.train_shape SHAPE [--tokens 2048] [--rows-per-pass 2] [--steps 8] [--params KEY=VALUE ...]
 Makes the base once in the cache, a workspace in a temporary folder, runs `python -m stages.train` there and prints one JSON line.
@@ -18,42 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
+from benchmarks.shapes import SHAPES, config_of
 from stages.core.files import cache_root
 from stages.core.models import NEW_TOKENS, load_tokenizer
 from tests import tiny
 
-SHAPES = {
-    "1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "13b": {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 40,
-        "vocab_size": 32000,
-    },
-}
-
 
 def make_shape(name: str) -> Path:
-    """A folder with a random bf16 Llama of the shape and the tests' tokenizer; made once."""
+    """A folder with random bf16 weights of the shape and the tests' tokenizer; made once."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = cache_root() / "benchmarks" / name
     if (folder / "model.safetensors.index.json").exists() or (folder / "model.safetensors").exists():
@@ -62,10 +36,8 @@ def make_shape(name: str) -> Path:
     (folder / "model.safetensors").unlink()
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        config = LlamaConfig(
-            **SHAPES[name], max_position_embeddings=131072, rope_theta=500000.0, bos_token_id=1, eos_token_id=2, pad_token_id=2
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
+        fields = {**config_of(name), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields)).save_pretrained(folder)
     torch.set_default_dtype(torch.float32)
     return folder
 

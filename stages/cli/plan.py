@@ -19,13 +19,12 @@ from stages.core.params import Params, load_params
 from stages.core.planner import GIB, Choice
 from stages.core.planner_cards import Card
 from stages.core.planner_job import Job, course, job, should_not, warnings
-from stages.core.planner_shape import Shape, shape_of
+from stages.core.planner_shape import FUSED, Shape, shape_of
 
 CONTEXT_BYTES = int(0.6 * GIB)  # the driver's and CUDA's own, which PyTorch cannot have
 ROWS = 1000  # where nothing says how many there are
 ALIKE = 0.01  # speeds that differ less are the same; the base that is not rounded is then the better one
 BASES = {"nf4": "NF4 (QLoRA)", "none": "bf16 (LoRA)"}
-FUSED = {"llama", "mistral", "qwen2", "qwen3"}  # stages.train.fused.model.FAMILIES, without its torch
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def chosen(question: Question, card: Card, available: int, quantization: str, fi
     """
     train, cap = question.params.train, question.params.runtime.gpu_memory_gib
     layers = shape_of(question.config).layers
-    recompute = {"auto": None, "none": 0, "all": layers}.get(str(train.recompute), train.recompute)
+    recompute = planner.recomputed_layers(train.recompute, layers)
     return planner.choose(
         config=question.config,
         quantization=quantization,
@@ -185,7 +184,7 @@ def chosen(question: Question, card: Card, available: int, quantization: str, fi
         engine=question.engine,
         batching=train.batching,
         micro_batch_tokens=train.micro_batch_tokens if fixed and isinstance(train.micro_batch_tokens, int) else None,
-        recompute=min(recompute, layers) if fixed and isinstance(recompute, int) else None,
+        recompute=min(recompute, layers) if fixed and recompute is not None else None,
         card=card,
         runs=[*planner.past_runs(), *_workspace_run()],
     )

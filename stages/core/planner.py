@@ -14,6 +14,7 @@ from typing import Any
 from stages.core import planner_cards
 from stages.core.errors import UserError
 from stages.core.files import cache_root
+from stages.core.packing import first_fit
 from stages.core.planner_cards import Card
 from stages.core.planner_memory import Load, Method, peak
 from stages.core.planner_shape import Shape, shape_of
@@ -147,6 +148,11 @@ def choose(
     return min(alike, key=lambda choice: (choice.offload, choice.recomputed, choice.peak_bytes))
 
 
+def recomputed_layers(recompute: str | int, layers: int) -> int | None:
+    """What train.recompute says of a base with so many layers; None where it is left to the planner."""
+    return {"auto": None, "none": 0, "all": layers}[recompute] if isinstance(recompute, str) else recompute
+
+
 def _sizes(longest: int, largest: int) -> list[int]:
     """Micro-batch sizes to try: the longest row and multiples of it by powers of two and halves between, up to a whole step's tokens."""
     multiples = [longest * 2**power * part // 2 for power in range(MOST_DOUBLINGS) for part in (2, 3)]
@@ -168,23 +174,11 @@ def _work(lengths: Sequence[int], effective_batch: int, limit: int, padded: bool
     ordered = sorted(lengths)
     rows = min(effective_batch, len(ordered))
     typical = [ordered[(2 * n + 1) * len(ordered) // (2 * rows)] for n in reversed(range(rows))]
-    passes, carried = _padded(typical, limit) if padded else (_packed(typical, limit), sum(typical))
+    passes, carried = _padded(typical, limit) if padded else (len(first_fit(typical, limit)), sum(typical))
     mean = statistics.fmean(lengths)
     scale = mean * rows / sum(typical)
     attended = statistics.fmean(length * length for length in lengths) / mean
     return Work(passes, carried * scale / passes, mean * rows / passes, mean * rows / passes, attended)
-
-
-def _packed(longest_first: Sequence[int], limit: int) -> int:
-    """Passes of rows laid end to end, each in the first with room."""
-    room: list[int] = []
-    for length in longest_first:
-        place = next((number for number, free in enumerate(room) if free >= length), None)
-        if place is None:
-            room.append(limit - length)
-        else:
-            room[place] -= length
-    return len(room)
 
 
 def _padded(longest_first: Sequence[int], limit: int) -> tuple[int, int]:

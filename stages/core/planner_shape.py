@@ -8,6 +8,7 @@ from stages.core.errors import UserError
 
 # families whose embedding is tied unless config.json says otherwise (transformers' defaults)
 TIED = {"gemma", "gemma2", "gemma3", "gemma3_text", "gemma4"}
+FUSED = ("llama", "mistral", "qwen2", "qwen3")  # whose decoder layers stages.train.fused computes
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -77,6 +78,10 @@ class Shape:
         return {name: size for name, size in self.matrices.items() if name in asked}
 
 
+class UnknownShape(UserError):
+    """The planner can't read a base's sizes."""
+
+
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """Reads config.json.
 
@@ -87,12 +92,12 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         The shape.
 
     Raises:
-        UserError: a size is missing, or the model is a mixture of experts.
+        UnknownShape: a size is missing, or the model is a mixture of experts.
     """
     config = config.get("text_config", config)
     kind = str(config.get("model_type", "this model"))
     if any(config.get(key) for key in EXPERTS):
-        raise UserError(f"config.json: {kind} is a mixture of experts, and the planner knows dense decoders; set train's sizes by hand")
+        raise UnknownShape(f"config.json: {kind} is a mixture of experts, and the planner knows dense decoders")
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or hidden // heads)
@@ -108,7 +113,4 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             gated=kind not in {"gpt_neox", "phi", "starcoder2"},
         )
     except KeyError as missing:
-        raise UserError(
-            f"config.json of {kind} has no {missing.args[0]}, from which memory and time are planned; "
-            f"set train.micro_batch_tokens and train.recompute to numbers"
-        ) from None
+        raise UnknownShape(f"config.json of {kind} has no {missing.args[0]}, from which memory and time are planned") from None

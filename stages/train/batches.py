@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.core.errors import UserError
+from stages.core.packing import first_fit
 
 if TYPE_CHECKING:
     import torch
@@ -217,17 +218,8 @@ def pack(rows: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[
     Returns:
         Micro-batches of row numbers.
     """
-    filled: list[list[int]] = []
-    room: list[int] = []
-    for row in _longest_first(rows, lengths):
-        place = next((number for number, free in enumerate(room) if free >= lengths[row]), None)
-        if place is None:
-            place = len(filled)
-            filled.append([])
-            room.append(limit)
-        filled[place].append(row)
-        room[place] -= lengths[row]
-    return [tuple(micro_batch) for micro_batch in filled]
+    order = _longest_first(rows, lengths)
+    return [tuple(order[place] for place in places) for places in first_fit([lengths[row] for row in order], limit)]
 
 
 def _longest_first(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
 from stages.core.models import base_folder
+from stages.core.planner import recomputed_layers
+from stages.core.planner_shape import UnknownShape
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -88,14 +90,18 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
         raise UserError(
             f"train.recompute is all, but {type(model.get_base_model()).__name__} has no layers that transformers can recompute"
         )
-    asked = {"none": 0, "all": layers}.get(str(settings.recompute), settings.recompute)
-    if isinstance(asked, int) and asked > layers:
-        raise UserError(f"train.recompute is {asked}, but the base has {layers} layers; set train.recompute: all")
+    recomputed = recomputed_layers(settings.recompute, layers)
+    if recomputed is not None and recomputed > layers:
+        raise UserError(f"train.recompute is {recomputed}, but the base has {layers} layers; set train.recompute: all")
     tokens = None if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
-    recomputed = asked if isinstance(asked, int) else None
     path = "fused" if fused else "plain"
     if device == "cuda" and (tokens is None or recomputed is None):
-        predicted = _predicted(params, path, tokens, recomputed, lengths, manifest)
+        try:
+            predicted = _predicted(params, path, tokens, recomputed, lengths, manifest)
+        except UnknownShape as error:
+            sys.stderr.write(f"train: {error}; so it takes the least memory: a row at a time, all layers recomputed\n")
+            tokens = tokens or max(lengths)
+            return Choice(path, why, tokens, layers if recomputed is None else recomputed, False, tokens if fused else None, None)
         part, record = (predicted.mlp_tokens if fused else None), json.loads(json.dumps(asdict(predicted)))
         return Choice(path, why, predicted.micro_batch_tokens, predicted.recomputed, predicted.offload, part, record)
     tokens = tokens or max(CPU_TOKENS, *lengths)

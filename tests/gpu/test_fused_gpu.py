@@ -112,16 +112,19 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_each_alone_and_so_has_a_
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1)], ids=str)
-def test_attention_over_rows_end_to_end_is_masked_attention(heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("lengths", [LENGTHS, (512, 512)], ids=str)
+def test_attention_over_rows_end_to_end_is_masked_attention(lengths: tuple[int, ...], heads: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    tokens = sum(LENGTHS)
-    q, k, v = (torch.randn(tokens, count, 32, device="cuda", dtype=torch.bfloat16) for count in (heads[0], heads[1], heads[1]))
+    tokens = sum(lengths)
+    q, k, v = (torch.randn(tokens, count, 64, device="cuda", dtype=torch.bfloat16) for count in (heads[0], heads[1], heads[1]))
     grad = torch.randn_like(q)
-    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).to("cuda", torch.int32)
-    place = attention.Rows(bounds, LENGTHS, torch.empty(0), torch.empty(0))
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to("cuda", torch.int32)
+    cudnn = attention.cudnn_takes(lengths, 64, q.device)
+    assert cudnn == (lengths is not LENGTHS and torch.cuda.get_device_capability()[0] == attention.HOPPER)
+    place = attention.Rows(bounds, lengths, torch.empty(0), torch.empty(0), cudnn)
     out, rest = attention.forward(q, k, v, place, 0.2)
     found = [out, *attention.backward(grad, q, k, v, out, rest, place, 0.2)]
-    number = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     mask = (number[:, None] == number[None]) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
     inputs = [tensor.cpu().double().transpose(0, 1).requires_grad_() for tensor in (q, k, v)]
     repeated = [inputs[0], *(tensor.repeat_interleave(heads[0] // heads[1], 0) for tensor in inputs[1:])]
@@ -150,10 +153,12 @@ def test_the_kernels_compute_what_their_torch_references_do() -> None:
         back = torch.empty_like(normed)
         ops.rms_norm_backward(fresh().flip(0), fresh(), scale, inverse, back, 2, residual=fresh())
         found += [normed, inverse, back]
-        for turned_back in (False, True):
-            turned = fresh()
-            ops.rotate(turned, 4, cos.to(device, torch.bfloat16), sin.to(device, torch.bfloat16), turned_back)
-            found.append(turned)
+        turned, joined = fresh(), fresh()
+        angles = cos.to(device, torch.bfloat16), sin.to(device, torch.bfloat16)
+        ops.rotate(turned, 4, *angles)
+        q, k, v = fresh().flip(0).unflatten(1, (6, 16)).split((3, 1, 2), 1)
+        ops.join(q, k, v[:, :1], *angles, joined)
+        found += [turned, joined]
         activated = torch.empty(37, 48, device=device, dtype=torch.bfloat16)
         ops.swiglu(fresh(), activated)
         again, pushed = torch.empty_like(activated), torch.empty_like(fresh())

@@ -9,6 +9,7 @@ import pytest
 from stages.core.models import digests, load_base
 from stages.core.params import Numerics, Train, load_params
 from stages.train import adapter, machine
+from stages.train.choice import choose
 from stages.train.dry_run import rehearse
 from stages.train.gates import check_packing, settle_determinism
 from stages.train.sft import Training
@@ -112,3 +113,28 @@ def test_memory_is_metered_and_energy_is_or_says_why_not(tiny_base: Path, tmp_pa
         assert "NVML" in (trained.state.why_no_joules or "")
     else:
         assert trained.state.joules >= 0
+
+
+def test_a_base_that_the_planner_does_not_know_is_trained_with_the_least_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        vocab_size=100,
+        max_position_embeddings=64,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    files = sorted((tmp_path / "base").iterdir())
+    listed = [{"path": path.name, "sha256": digest} for path, digest in zip(files, digests(files), strict=True)]
+    manifest = {"source": "folder", "location": str(tmp_path / "base"), "files": listed, "vocabulary": 100}
+    params = load_params(ROOT / "params.yaml")
+    train = params.train.model_copy(update={"recompute": "auto", "micro_batch_tokens": "auto", "target_modules": ["q_proj", "v_proj"]})
+    base = load_base(manifest, Numerics(quantization="none", compute_dtype="auto"), "cuda", 100)
+    model = adapter.attach(base, train, [], seed=1)
+    made = choose(params.model_copy(update={"train": train}), model, 2, [30, 40, 20], manifest, tmp_path)
+    assert (made.path, made.micro_batch_tokens, made.recomputed, made.predicted) == ("plain", 40, 2, None)
+    assert "config.json of opt has no intermediate_size" in capsys.readouterr().err

@@ -58,18 +58,42 @@ def _rms_norm_backward(
 
 
 @triton.jit
-def _rotate(x, cos, sin, stride, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+def _rotate(x, cos, sin, stride, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, HALF)[None, :]
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     inside = (head < heads) & (column < half)
     first = x + token * stride + head * (2 * half) + column
     c = tl.load(cos + token * (2 * half) + column, column < half, 0.0).to(tl.float32)
-    s = tl.load(sin + token * (2 * half) + column, column < half, 0.0).to(tl.float32) * sign
+    s = tl.load(sin + token * (2 * half) + column, column < half, 0.0).to(tl.float32)
     low = tl.load(first, inside, 0.0).to(tl.float32)
     high = tl.load(first + half, inside, 0.0).to(tl.float32)
     tl.store(first, low * c - high * s, inside)
     tl.store(first + half, high * c + low * s, inside)
+
+
+@triton.jit
+def _join(q, k, v, cos, sin, out, q_stride, k_stride, v_stride, stride, q_heads, kv_heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, HALF)[None, :]
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    inside = column < half
+    is_q = head < q_heads
+    is_k = (head >= q_heads) & (head < q_heads + kv_heads)
+    is_v = (head >= q_heads + kv_heads) & (head < q_heads + 2 * kv_heads)
+    q_first = q + token * q_stride + head * (2 * half) + column
+    k_first = k + token * k_stride + (head - q_heads) * (2 * half) + column
+    v_first = v + token * v_stride + (head - q_heads - kv_heads) * (2 * half) + column
+    low = tl.load(q_first, inside & is_q, 0.0).to(tl.float32) + tl.load(k_first, inside & is_k, 0.0).to(tl.float32)
+    low += tl.load(v_first, inside & is_v, 0.0).to(tl.float32)
+    high = tl.load(q_first + half, inside & is_q, 0.0).to(tl.float32) + tl.load(k_first + half, inside & is_k, 0.0).to(tl.float32)
+    high += tl.load(v_first + half, inside & is_v, 0.0).to(tl.float32)
+    c = tl.where(is_v, 1.0, tl.load(cos + token * (2 * half) + column, inside, 0.0).to(tl.float32))
+    s = tl.where(is_v, 0.0, tl.load(sin + token * (2 * half) + column, inside, 0.0).to(tl.float32))
+    first = out + token * stride + head * (2 * half) + column
+    known = inside & (is_q | is_k | is_v)
+    tl.store(first, low * c + high * s, known)
+    tl.store(first + half, high * c - low * s, known)
 
 
 @triton.jit
@@ -222,12 +246,23 @@ def rms_norm_backward(
     )
 
 
-def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> None:
+def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor) -> None:
     half = cos.shape[-1] // 2
     together = min(triton.next_power_of_2(heads), 16)
     _rotate[(x.shape[0], triton.cdiv(heads, together))](
-        x, cos, sin, x.stride(0), heads, half, sign, HEADS=together, HALF=triton.next_power_of_2(half), num_warps=4
+        x, cos, sin, x.stride(0), heads, half, HEADS=together, HALF=triton.next_power_of_2(half), num_warps=4
     )
+
+
+def join(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
+    half = cos.shape[-1] // 2
+    heads = q.shape[1] + 2 * k.shape[1]
+    together = min(triton.next_power_of_2(heads), 16)
+    strides = (q.stride(0), k.stride(0), v.stride(0), out.stride(0))
+    _join[(q.shape[0], triton.cdiv(heads, together))](
+        q, k, v, cos, sin, out, *strides, q.shape[1], k.shape[1], half,
+        HEADS=together, HALF=triton.next_power_of_2(half), num_warps=4,
+    )  # fmt: skip
 
 
 def swiglu(gate_up: torch.Tensor, width: int, out: torch.Tensor) -> None:

@@ -112,11 +112,9 @@ class Layer:
             `[tokens, height + ranks]` of qkv; the last columns are not filled.
         """
         a = attended
-        gradients = attention.backward(grad.view_as(a.out), a.q, a.k, a.v, a.out, a.rest, rows, self.scale)
+        q, k, v = attention.backward(grad.view_as(a.out), a.q, a.k, a.v, a.out, a.rest, rows, self.scale)
         wide = self.qkv.room(a.qkv, self.qkv.height)
-        for part, gradient in zip(self.qkv.rows, gradients, strict=True):
-            wide[:, part] = gradient.flatten(1)
-        ops.rotate(wide, self.turned // self.head_dim, rows.cos, rows.sin, back=True)
+        ops.join(q, k, v, rows.cos, rows.sin, wide)
         for norm, part, inverse in zip((self.q_norm, self.k_norm), self.qkv.rows[:2], a.inverse, strict=False):
             ops.rms_norm_backward(wide[:, part], a.qkv[:, part], norm.weight, inverse, wide[:, part], self.count(part))
         return wide
@@ -136,20 +134,21 @@ class Layer:
         n, _ = self.normed(self.second_norm, mid, self.gate_up)
         self.gate_up.forward(matrix, n, out)
 
-    def mlp(self, mid: torch.Tensor, chunk: int, keep: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def mlp(self, mid: torch.Tensor, chunk: int, keep: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """mid plus the MLP, some tokens at a time.
 
         Args:
             mid: `[tokens, hidden]`.
             chunk: tokens at a time.
-            keep: whether gate and up are returned.
+            keep: whether what the backward needs is returned.
 
         Returns:
-            `[tokens, hidden]`, and gate and up or None.
+            `[tokens, hidden]`; and gate and up, and down's thin product with A, or None.
         """
         out = torch.empty_like(mid)
         gate_up_matrix = self.gate_up.matrix()
         kept = mid.new_empty(len(mid), self.gate_up.height) if keep else None
+        thin = mid.new_empty(len(mid), self.down.ranks) if keep else None
         down_matrix = self.down.matrix()
         for start in range(0, len(mid), chunk):
             part = slice(start, start + chunk)
@@ -158,10 +157,12 @@ class Layer:
             product = self.down.room(gate_up, self.down.width)
             ops.swiglu(gate_up, product[:, : self.down.width])
             self.down.add(down_matrix, product, mid[part], out[part])
-        return out, kept
+            if thin is not None:
+                thin[part] = product[:, self.down.width :]
+        return out, kept, thin
 
     def mlp_backward(
-        self, grad: torch.Tensor, mid: torch.Tensor, gate_up: torch.Tensor | None, chunk: int, out: torch.Tensor
+        self, grad: torch.Tensor, mid: torch.Tensor, gate_up: torch.Tensor | None, thin: torch.Tensor | None, chunk: int, out: torch.Tensor
     ) -> list[torch.Tensor]:
         """The backward of `mlp`.
 
@@ -169,6 +170,7 @@ class Layer:
             grad: of its result, `[tokens, hidden]`.
             mid: its input.
             gate_up: as `mlp` returned them.
+            thin: likewise.
             chunk: tokens at a time.
             out: `[tokens, hidden]`; the gradient of mid.
 
@@ -192,7 +194,10 @@ class Layer:
             product = self.down.room(n, self.down.width)
             ops.swiglu_backward(product_grad, inner if gate_up is None else gate_up[part], inner, product[:, : self.down.width])
             del product_grad
-            self.down.widen(down_matrix, product)
+            if thin is None:
+                self.down.widen(down_matrix, product)
+            else:
+                product[:, self.down.width :] = thin[part]
             down = self.down.gradients(wide, product)
             del product, wide
             normed_grad = self.gate_up.backward(gate_up_matrix, gates)
@@ -228,9 +233,9 @@ class DecoderLayer(torch.autograd.Function):
         attended = layer.attend(x, rows, layer.qkv.matrix())
         mid = layer.middle(x, attended.out, layer.output.matrix())
         if keep:
-            out, gate_up = layer.mlp(mid, chunk, True)
+            out, gate_up, thin = layer.mlp(mid, chunk, True)
             a = attended
-            ctx.save_for_backward(x, mid, gate_up, a.out, a.qkv, a.q, a.k, a.v, *a.inverse, *a.rest)
+            ctx.save_for_backward(x, mid, gate_up, thin, a.out, a.qkv, a.q, a.k, a.v, *a.inverse, *a.rest)
             return out
         del attended
         if parked is None:
@@ -253,20 +258,20 @@ class DecoderLayer(torch.autograd.Function):
         layer, rows = ctx.layer, ctx.rows
         (grad,) = gradients
         if ctx.keep:
-            x, mid, gate_up, out, qkv, q, k, v, *rest = ctx.saved_tensors
+            x, mid, gate_up, thin, out, qkv, q, k, v, *rest = ctx.saved_tensors
             norms = 0 if layer.q_norm is None else 2
             attended = Attended(out, qkv, q, k, v, rest[:norms], rest[norms:])
             del out, qkv, q, k, v, rest
         else:
             x = ctx.saved_tensors[0] if ctx.parked is None else ctx.parked.take(layer.number)
             attended = layer.attend(x, rows, layer.qkv.matrix())
-            mid, gate_up = layer.middle(x, attended.out, layer.output.matrix()), None
+            mid, gate_up, thin = layer.middle(x, attended.out, layer.output.matrix()), None, None
         hidden = x.shape[1]
 
         wide = layer.output.room(x, hidden)
         mid_grad = wide[:, :hidden]
-        found = layer.mlp_backward(grad, mid, gate_up, ctx.chunk, mid_grad)
-        del mid, gate_up
+        found = layer.mlp_backward(grad, mid, gate_up, thin, ctx.chunk, mid_grad)
+        del mid, gate_up, thin
         matrix = layer.output.matrix()  # laid out anew: it takes less time than the MLP's backward has use for its memory
         attended_grad = layer.output.backward(matrix, wide)
         inputs = layer.output.room(x, layer.output.width)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stages.core.planner_shape import FUSED
 from stages.train.batches import TokenRow, collate
-from stages.train.fused.attention import Rows
+from stages.train.fused.attention import Rows, cudnn_takes
 from stages.train.fused.head import Head
 from stages.train.fused.layer import DecoderLayer, Layer
 from stages.train.fused.parked import Parked
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from stages.core.params import Train
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -37,8 +37,8 @@ def why_not(model: "PeftModel", settings: "Train", longest: int) -> str | None:
     """
     base: Any = model.get_base_model()
     config = base.config
-    if config.model_type not in FAMILIES:
-        return f"the fused kernels know {', '.join(FAMILIES)}, not {config.model_type}"
+    if config.model_type not in FUSED:
+        return f"the fused kernels know {', '.join(FUSED)}, not {config.model_type}"
     if settings.dora or settings.dropout:
         return f"the fused kernels have no {'DoRA' if settings.dora else 'dropout'}"
     heads = {name for name, p in model.named_parameters() if p.requires_grad and not _is_inside(name)}
@@ -135,7 +135,8 @@ class FusedModel:
             x = self._base.get_input_embeddings()(batch.input_ids.to(device))[0]
             cos, sin = self._base.model.rotary_emb(x[None], batch.position_ids.to(device))
         bounds = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
-        place = Rows(bounds, lengths, cos[0].contiguous(), sin[0].contiguous())
+        cudnn = cudnn_takes(lengths, cos.shape[-1], bounds.device)
+        place = Rows(bounds, lengths, cos[0].contiguous(), sin[0].contiguous(), cudnn)
         grad = torch.is_grad_enabled()
         if grad and self.neftune is not None:
             pieces = zip(rows, x.split(lengths), strict=True)

@@ -94,7 +94,7 @@ def rms_norm_backward(
     out.copy_(result if residual is None else result + residual)
 
 
-def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor, back: bool = False) -> None:
+def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotary position embedding (arXiv 2104.09864) in place, halves of a head paired as transformers does.
 
     Args:
@@ -102,15 +102,33 @@ def rotate(x: torch.Tensor, heads: int, cos: torch.Tensor, sin: torch.Tensor, ba
         heads: how many heads of each row are turned.
         cos: `[tokens, head_dim]`, both halves alike, as transformers makes them.
         sin: likewise.
-        back: turns the other way, as the gradient does.
     """
     if x.is_cuda:
-        _kernels().rotate(x, heads, cos, sin, -1 if back else 1)
+        _kernels().rotate(x, heads, cos, sin)
         return
     pieces = x[:, : heads * cos.shape[1]].unflatten(1, (heads, -1))
     low, high = pieces.chunk(2, -1)
-    turned = torch.cat((-high, low), -1) * (-1 if back else 1)
-    pieces.copy_(pieces * cos[:, None] + turned * sin[:, None])
+    pieces.copy_(pieces * cos[:, None] + torch.cat((-high, low), -1) * sin[:, None])
+
+
+def join(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
+    """The gradients of queries, keys and values side by side, those of queries and keys turned back as `rotate` turned them.
+
+    Args:
+        q: `[tokens, heads, head_dim]`.
+        k: `[tokens, kv_heads, head_dim]`.
+        v: likewise.
+        cos: as rotate was given it.
+        sin: likewise.
+        out: `[tokens, at least (heads + 2 kv_heads) * head_dim]`; its first columns are written.
+    """
+    if out.is_cuda:
+        _kernels().join(q, k, v, cos, sin, out)
+        return
+    together = torch.cat((q, k), 1)
+    low, high = together.chunk(2, -1)
+    turned = together * cos[:, None] + torch.cat((high, -low), -1) * sin[:, None]
+    out[:, : turned[0].numel() + v[0].numel()] = torch.cat((turned, v), 1).flatten(1)
 
 
 def swiglu(gate_up: torch.Tensor, out: torch.Tensor) -> None:
