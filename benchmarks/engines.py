@@ -286,7 +286,7 @@ def timed(cell: Cell, model: Any, passes: Rows, step: LossOf) -> dict[str, Any]:
 
 
 def longest(cell: Cell, model: Any) -> dict[str, Any]:
-    """Searches the longest row of which one step fits, in steps of 8,192 tokens: up by halves until one fails, then between."""
+    """Searches the longest row of which one step fits, in steps of 8,192 tokens: up by halves until one fails, then between, to an eighth."""
     import torch
 
     assert cell.longest_from is not None
@@ -294,7 +294,7 @@ def longest(cell: Cell, model: Any) -> dict[str, Any]:
     fits: dict[str, Any] = {"failed": f"no row of {cell.longest_from} tokens fits"}
     low, high, tried = 0, None, cell.longest_from // unit
     optimizer = adamw(model, cell.optimizer)
-    while high is None or high - low > 1:
+    while high is None or high - low > max(1, low // 8):
         engine = Fused(model, 0, True, cell.mlp_tokens or unit)
         torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()

@@ -80,7 +80,7 @@ def _all() -> list[tuple[str, str, str, Cell]]:
         found.append(("luthier", shape, "nf4", plan))
     smallest = Cell("32b-least", [[2048]], pack=True, offload=True, mlp_tokens=1024, optimizer="paged_adamw_8bit", warm=2, steps=3)
     found.append(("luthier", "32b", "nf4", smallest))
-    found.append(("luthier", "8b", "nf4", Cell("8b-context", [], pack=True, cap_gib=CAP, longest_from=65536, mlp_tokens=8192)))
+    found.append(("luthier", "8b", "nf4", Cell("8b-context", [], pack=True, cap_gib=CAP, longest_from=98304, mlp_tokens=8192)))
     for work, lengths, rows in (("8b-licence", licence_lengths(), 8), ("8b-chat", chat_lengths(), 4)):
         for engine in PEERS:
             found.append((engine, "8b", "nf4", Cell(work, dealt(lengths, rows), warm=1, steps=1)))
