@@ -286,7 +286,7 @@ def timed(cell: Cell, model: Any, passes: Rows, step: LossOf) -> dict[str, Any]:
 
 
 def longest(cell: Cell, model: Any) -> dict[str, Any]:
-    """Searches the longest row of which one step fits, in steps of 8,192 tokens: up by halves until one fails, then between, to an eighth."""
+    """Searches the longest row of which one step fits, in steps of 8,192 tokens: up by halves, then between to an eighth."""
     import torch
 
     assert cell.longest_from is not None
