@@ -11,16 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.core import planner
 from stages.core.errors import UserError
 from stages.core.models import base_folder
-from stages.core.planner import recomputed_layers
 from stages.core.planner_shape import UnknownShape
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from stages.core.params import Params
-    from stages.core.planner import Choice as Prediction
     from stages.train.fused.model import FusedModel
 
 FILE = "choice.json"
@@ -90,7 +89,7 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
         raise UserError(
             f"train.recompute is all, but {type(model.get_base_model()).__name__} has no layers that transformers can recompute"
         )
-    recomputed = recomputed_layers(settings.recompute, layers)
+    recomputed = planner.recomputed_layers(settings.recompute, layers)
     if recomputed is not None and recomputed > layers:
         raise UserError(f"train.recompute is {recomputed}, but the base has {layers} layers; set train.recompute: all")
     tokens = None if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
@@ -99,22 +98,22 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
         try:
             predicted = _predicted(params, path, tokens, recomputed, lengths, manifest)
         except UnknownShape as error:
-            sys.stderr.write(f"train: {error}; so it takes the least memory: a row at a time, all layers recomputed\n")
-            tokens = tokens or max(lengths)
-            return Choice(path, why, tokens, layers if recomputed is None else recomputed, False, tokens if fused else None, None)
-        part, record = (predicted.mlp_tokens if fused else None), json.loads(json.dumps(asdict(predicted)))
-        return Choice(path, why, predicted.micro_batch_tokens, predicted.recomputed, predicted.offload, part, record)
+            tokens, recomputed = tokens or max(lengths), layers if recomputed is None else recomputed
+            sys.stderr.write(
+                f"train: {error}; so nothing is planned: passes of at most {tokens:,} tokens, {recomputed} of {layers} layers recomputed\n"
+            )
+        else:
+            part, record = (predicted.mlp_tokens if fused else None), json.loads(json.dumps(asdict(predicted)))
+            return Choice(path, why, predicted.micro_batch_tokens, predicted.recomputed, predicted.offload, part, record)
     tokens = tokens or max(CPU_TOKENS, *lengths)
     return Choice(path, why, tokens, recomputed or 0, False, tokens if fused else None, None)
 
 
 def _predicted(
     params: "Params", path: str, tokens: int | None, recomputed: int | None, lengths: Sequence[int], manifest: dict[str, Any]
-) -> "Prediction":
+) -> planner.Choice:
     """What the planner advises for this card, as it is now."""
     import torch
-
-    from stages.core import planner
 
     settings, cap = params.train, params.runtime.gpu_memory_gib
     return planner.choose(
@@ -172,8 +171,6 @@ def remember(root: Path, shrunk: Sequence[Any], costs: Mapping[str, Any]) -> Non
     if choice.predicted is None or shrunk or costs["peak_gpu_bytes"] is None:
         return
     import torch
-
-    from stages.core import planner
 
     predicted = planner.Choice(**choice.predicted)
     planner.remember(torch.cuda.get_device_name(0), predicted, costs["peak_gpu_bytes"], costs["tokens_per_second"])

@@ -156,8 +156,8 @@ def test_the_kernels_compute_what_their_torch_references_do() -> None:
         turned, joined = fresh(), fresh()
         angles = cos.to(device, torch.bfloat16), sin.to(device, torch.bfloat16)
         ops.rotate(turned, 4, *angles)
-        q, k, v = fresh().flip(0).unflatten(1, (6, 16)).split((3, 1, 2), 1)
-        ops.join(q, k, v[:, :1], *angles, joined)
+        q, k, v, _ = fresh().flip(0).unflatten(1, (6, 16)).split((3, 1, 1, 1), 1)
+        ops.join(q, k, v, *angles, joined)
         found += [turned, joined]
         activated = torch.empty(37, 48, device=device, dtype=torch.bfloat16)
         ops.swiglu(fresh(), activated)

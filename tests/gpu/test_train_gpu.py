@@ -27,15 +27,20 @@ def equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def training(base: Path, root: Path, quantization: str = "nf4", **changes: Any) -> Training:
-    """A training of the tiny base on the GPU, before its first step."""
+def manifest_of(base: Path) -> dict[str, Any]:
+    """What fetch_model would write of a base in a folder."""
     files = sorted(path for path in base.iterdir() if path.is_file())
-    manifest = {
+    return {
         "source": "folder",
         "location": str(base),
         "files": [{"path": p.name, "sha256": d} for p, d in zip(files, digests(files), strict=True)],
         "vocabulary": json.loads((base / "config.json").read_text())["vocab_size"],
     }
+
+
+def training(base: Path, root: Path, quantization: str = "nf4", **changes: Any) -> Training:
+    """A training of the tiny base on the GPU, before its first step."""
+    manifest = manifest_of(base)
     settings = Train.model_validate({**load_params(ROOT / "params.yaml").train.model_dump(), **PLAIN, **changes})
     model = load_base(manifest, Numerics(quantization=quantization, compute_dtype="auto"), "cuda", manifest["vocabulary"] + 2)
     new = [manifest["vocabulary"], manifest["vocabulary"] + 1]
@@ -128,9 +133,7 @@ def test_a_base_that_the_planner_does_not_know_is_trained_with_the_least_memory(
         max_position_embeddings=64,
     )
     OPTForCausalLM(config).save_pretrained(tmp_path / "base")
-    files = sorted((tmp_path / "base").iterdir())
-    listed = [{"path": path.name, "sha256": digest} for path, digest in zip(files, digests(files), strict=True)]
-    manifest = {"source": "folder", "location": str(tmp_path / "base"), "files": listed, "vocabulary": 100}
+    manifest = manifest_of(tmp_path / "base")
     params = load_params(ROOT / "params.yaml")
     train = params.train.model_copy(update={"recompute": "auto", "micro_batch_tokens": "auto", "target_modules": ["q_proj", "v_proj"]})
     base = load_base(manifest, Numerics(quantization="none", compute_dtype="auto"), "cuda", 100)
