@@ -18,6 +18,8 @@ from stages.core.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 ROW_GROUP_ROWS = 20_000
+COMPRESSION = "zstd"
+BATCH_ROWS = 4_096  # read at a time
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema(
@@ -110,25 +112,80 @@ def with_ids(rows: Iterable[Row]) -> Iterator[Row]:
         yield replace(row, id=base if seen[base] == 1 else f"{base}-{seen[base]}")
 
 
+class TableWriter:
+    """Writes records to a Parquet file as they come, a row group at a time; equal records give equal bytes, however they come."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Opens the file; call it with a path from `files.outputs`."""
+        self._file = pq.ParquetWriter(path, schema, compression=COMPRESSION)
+        self._schema = schema
+        self._waiting: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "TableWriter":
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Writes what waits, unless something went wrong, and closes the file."""
+        try:
+            if kind is None:
+                self._write()
+        finally:
+            self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds one record."""
+        self._waiting.append(record)
+        if len(self._waiting) == ROW_GROUP_ROWS:
+            self._write()
+
+    def row(self, row: Row) -> None:
+        """Adds one row; the file's schema is SCHEMA."""
+        self.write(asdict(row))
+
+    def rejected(self, row: Row, rule: str, evidence: dict[str, Any]) -> None:
+        """Adds one rejected row; the file's schema is REJECTED_SCHEMA."""
+        self.write({**asdict(row), "rule": rule, "evidence": json.dumps(evidence, sort_keys=True, ensure_ascii=False)})
+
+    def _write(self) -> None:
+        if self._waiting:
+            self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema), row_group_size=ROW_GROUP_ROWS)
+            self._waiting = []
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes rows as Parquet; equal rows give equal bytes. Call it with a path from `files.outputs`."""
-    write_table(path, pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA))
+    with TableWriter(path, SCHEMA) as file:
+        for row in rows:
+            file.row(row)
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
     """Writes rejected rows with rule and evidence as Parquet."""
-    dicts = [{**asdict(r.row), "rule": r.rule, "evidence": json.dumps(r.evidence, sort_keys=True, ensure_ascii=False)} for r in rejected]
-    write_table(path, pa.Table.from_pylist(dicts, schema=REJECTED_SCHEMA))
+    with TableWriter(path, REJECTED_SCHEMA) as file:
+        for item in rejected:
+            file.rejected(item.row, item.rule, item.evidence)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes any table with the house's fixed row-group size and compression, so that equal tables have equal bytes."""
-    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(table, path, compression=COMPRESSION, row_group_size=ROW_GROUP_ROWS)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads what `write_rows` wrote."""
-    return [_row(record) for record in _records(path, SCHEMA)]
+    """Reads what `write_rows` wrote, all at once; `iter_rows` is for what need not be in memory together."""
+    return list(iter_rows(path))
+
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """Reads what `write_rows` wrote, a row group at a time."""
+    return map(_row, _records(path, SCHEMA))
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a table has, from its footer."""
+    rows: int = _opened(path).metadata.num_rows
+    return rows
 
 
 def read_rejected(path: Path) -> list[Rejected]:
@@ -136,12 +193,20 @@ def read_rejected(path: Path) -> list[Rejected]:
     return [Rejected(_row(record), record["rule"], json.loads(record["evidence"])) for record in _records(path, REJECTED_SCHEMA)]
 
 
-def _records(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+def _records(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    file = _opened(path)
+    if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
+        raise UserError(f"{path} is no table of rows (it has no column {missing[0]}); remove it and run: dvc repro")
+    for batch in file.iter_batches(BATCH_ROWS, columns=schema.names):
+        yield from batch.to_pylist()
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    path.stat()  # names the file where there is none, which pyarrow's error does not
     try:
-        records: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
+        return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no table of rows ({error}); remove it and run: dvc repro") from None
-    return records
 
 
 def _row(record: dict[str, Any]) -> Row:
