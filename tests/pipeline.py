@@ -21,6 +21,7 @@ EXEMPT_FILES = {
     "stages/core/params.py": "the schema holds no defaults: it lets values through or stops the stage",
     "stages/core/stage.py": "the frame: arguments and error sentences",
     "stages/core/errors.py": "the class of those errors",
+    "stages/core/parallel.py": "results come in the order of the items, whatever the number of processes",
     "stages/core/paths.py": "a moved path is a changed dep or out of dvc.yaml already",
     "stages/core/progress.py": "what is shown while a stage runs",
     "stages/core/runs.py": "where a stage's work lies and who holds it",
