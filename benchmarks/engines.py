@@ -121,7 +121,7 @@ class Fused:
 
     def loss(self, rows: Rows, targets: int) -> Any:
         """The share of a micro-batch in the mean loss of a step."""
-        from stages.train.batches import TokenRow
+        from stages.core.batches import TokenRow
 
         made = [TokenRow("", np.array(row, dtype=np.int64), np.ones(len(row), dtype=bool)) for row in rows]
         return self.fused.summed_loss(made) / targets

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shapes import build, config_of
+from stages.core.batches import TokenRow
 from stages.core.provenance import git_commit, versions
 from stages.train import adapter, machine
-from stages.train.batches import TokenRow
 
 RANK = 16
 ENOUGH_SECONDS = 1.0  # a cell is timed for so long, or three steps, whichever is less

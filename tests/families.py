@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stages.core.batches import TokenRow
 from stages.core.params import Train, load_params
 from stages.train import adapter
-from stages.train.batches import TokenRow
 from tests import trainable
 from tests.tiny import ROOT
 

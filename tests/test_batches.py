@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.core.batches import IGNORED, TokenRow, bucket, collate, read_tokens
 from stages.core.errors import UserError
-from stages.train.batches import IGNORED, Step, TokenRow, bucket, collate, pack, plan, read_tokens
+from stages.train.batches import Step, pack, plan
 from tests import trainable
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=80)

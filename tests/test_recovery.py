@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from stages.core.batches import TokenRow
 from stages.core.errors import UserError
 from stages.core.params import load_params
 from stages.train import adapter, checkpoints
 from stages.train.__main__ import counts
-from stages.train.batches import TokenRow
 from stages.train.sft import Training
 from tests import trainable
 from tests.tiny import ROOT

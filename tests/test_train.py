@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from stages.core.batches import IGNORED, TokenRow, collate
 from stages.core.errors import UserError
 from stages.core.models import load_adapter
 from stages.core.params import Train, load_params
 from stages.core.stage import sentence
 from stages.train import adapter, checkpoints
 from stages.train.__main__ import make_plan
-from stages.train.batches import IGNORED, TokenRow, collate
 from stages.train.gates import check_packing, probe_logits
 from stages.train.optimizer import learning_rate, make_optimizer
 from stages.train.sft import State, Training

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.batches import TokenRow
 from stages.core.models import NEW_TOKENS, digests
 from stages.core.params import Runtime, Train, load_params
 from stages.train import adapter
 from stages.train.__main__ import make_plan
-from stages.train.batches import TokenRow
 from stages.train.choice import Choice, fused_model
 from stages.train.optimizer import make_optimizer
 from stages.train.plain import PlainModel

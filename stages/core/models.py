@@ -232,3 +232,27 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
 
     # PEFT would choose the fastest device it sees, also for a model that is on another
     return PeftModel.from_pretrained(model, folder, is_trainable=False, torch_device=str(model.device)).eval()
+
+
+def manifest_of(variant: str) -> dict[str, Any]:
+    """The manifest of the base that a variant, base or tuned, stands on: an adapter brings its own copy."""
+    return read_manifest(paths.BASE if variant == "base" else paths.ADAPTER / "base.json")
+
+
+def load_variant(
+    variant: str, manifest: dict[str, Any], numerics: "Numerics", device: str, vocabulary: int
+) -> "PreTrainedModel | PeftModel":
+    """One of the two models that are judged, at the numerics of training.
+
+    Args:
+        variant: base or tuned.
+        manifest: as `manifest_of` gives it.
+        numerics: quantization and compute_dtype of params.yaml.
+        device: cpu or cuda.
+        vocabulary: of the run's tokenizer.
+
+    Returns:
+        The base, with this run's adapter on it where the variant is tuned.
+    """
+    model = load_base(manifest, numerics, device, vocabulary)
+    return load_adapter(model, paths.ADAPTER) if variant == "tuned" else model

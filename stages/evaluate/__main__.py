@@ -21,7 +21,7 @@ import pyarrow as pa
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import outputs, rounded, sha256_tree, write_report
-from stages.core.models import base_folder, compute_dtype, device_of, load_adapter, load_base, load_tokenizer, read_manifest
+from stages.core.models import base_folder, compute_dtype, device_of, load_tokenizer, load_variant, manifest_of
 from stages.core.params import Params
 from stages.core.provenance import versions
 from stages.core.records import read_rows, write_table
@@ -50,7 +50,7 @@ PACKAGES = ["bitsandbytes", "datasets", "lm-eval", "peft", "torch", "transformer
 
 def main(variant: str, params: Params) -> None:
     """Evaluates one of the two models; `variant` is base or tuned."""
-    manifest = read_manifest(paths.BASE if variant == "base" else paths.ADAPTER / "base.json")
+    manifest = manifest_of(variant)
     test = read_rows(paths.SPLIT_TEST)
     if not test:
         raise UserError(f"{paths.SPLIT_TEST} has no rows to evaluate on; raise split.test or add data")
@@ -64,7 +64,7 @@ def main(variant: str, params: Params) -> None:
         for task in tasks:
             done = run.folder / "done" / f"{task.key}.json"
             if not done.is_file():
-                model = model or load(variant, manifest, params, device, len(tokenizer))
+                model = model or load_variant(variant, manifest, params.numerics, device, len(tokenizer))
                 finished = asked(task, model, tokenizer, params.evaluate.batch_size, f"evaluate@{variant}", run.folder / "tasks")
                 keep(done, finished)
             results[task.key] = json.loads(done.read_text(encoding="utf-8"))
@@ -100,15 +100,6 @@ def longest_input(manifest: dict[str, Any], tokenizer: "PreTrainedTokenizerBase"
     from transformers import AutoConfig
 
     return int(resolve_max_length(AutoConfig.from_pretrained(base_folder(manifest)), tokenizer, default=DEFAULT_MAX_LENGTH))
-
-
-def load(variant: str, manifest: dict[str, Any], params: Params, device: str, vocabulary: int) -> "PreTrainedModel | PeftModel":
-    """The model to judge, at the run's numerics."""
-    import torch
-
-    torch.manual_seed(params.seed)
-    model = load_base(manifest, params.numerics, device, vocabulary)
-    return load_adapter(model, paths.ADAPTER) if variant == "tuned" else model
 
 
 def asked(

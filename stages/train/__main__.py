@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.core import paths
+from stages.core.batches import TokenRow, read_tokens
 from stages.core.errors import UserError
 from stages.core.files import remove
 from stages.core.models import compute_dtype, device_of, load_base, load_tokenizer, new_token_ids, read_manifest
@@ -20,7 +21,7 @@ from stages.core.params import Params, Train, load_params
 from stages.core.runs import held_run
 from stages.core.stage import run_stage
 from stages.train import adapter, checkpoints, choice, machine
-from stages.train.batches import Step, TokenRow, computed_tokens, plan, read_tokens
+from stages.train.batches import Step, computed_tokens, plan
 from stages.train.dry_run import rehearse
 from stages.train.gates import check_base, check_kernels, check_packing, probe_logits, settle_determinism
 from stages.train.optimizer import make_optimizer

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stages.core.batches import TokenRow
 from stages.train import adapter, machine
-from stages.train.batches import TokenRow, computed_tokens
+from stages.train.batches import computed_tokens
 from stages.train.optimizer import optimizer_state, restore_optimizer
 from stages.train.room import OutOfRoom, free_cache, watched
 

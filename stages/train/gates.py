@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stages.core.batches import TokenRow, collate
 from stages.core.errors import UserError
 from stages.train import adapter
-from stages.train.batches import TokenRow, collate
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
-    from stages.train.batches import TokenRow
+    from stages.core.batches import TokenRow
 
 SIDE = 8192  # of the square matrices whose product is timed
 PRODUCT_SECONDS = 0.1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from stages.train.batches import TokenRow
+    from stages.core.batches import TokenRow
 
 
 def noise(row: "TokenRow", alpha: float, embedded: "torch.Tensor") -> "torch.Tensor":

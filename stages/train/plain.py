@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.train.batches import Batch, TokenRow, collate
+from stages.core.batches import Batch, TokenRow, collate
 from stages.train.neftune import noise
 
 if TYPE_CHECKING:

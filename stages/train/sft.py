@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.core.batches import TokenRow
 from stages.core.progress import progress
 from stages.train import adapter, checkpoints, machine, telemetry
-from stages.train.batches import Step, TokenRow, computed_tokens, cut, fill
+from stages.train.batches import Step, computed_tokens, cut, fill
 from stages.train.optimizer import learning_rate, optimizer_state, restore_optimizer, set_learning_rate
 from stages.train.plain import PlainModel
 from stages.train.recovery import approved, hear

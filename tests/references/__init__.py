@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.batches import IGNORED
 from stages.train import adapter
-from stages.train.batches import IGNORED
 from stages.train.sft import Training
 from tests import trainable
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stages.core.batches import TokenRow, collate
 from stages.core.planner_shape import FUSED
-from stages.train.batches import TokenRow, collate
 from stages.train.fused.attention import Rows, cudnn_takes
 from stages.train.fused.head import Head
 from stages.train.fused.layer import DecoderLayer, Layer
