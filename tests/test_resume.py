@@ -11,7 +11,7 @@ from tests import trainable
 
 CHANGES = {"train__epochs": 2.0, "train__max_steps": None, "train__dropout": 0.1, "train__eval_every": 4, "runtime__save_every": 3}
 COMPARED = ["models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "models/adapter/train_state.json"]
-COMPARED += ["reports/train.json", "reports/curves/train.csv", "reports/curves/validation.csv"]
+COMPARED += ["data/trained/steps.parquet", "reports/train.json", "reports/curves/train.csv", "reports/curves/validation.csv"]
 # sends itself a signal before the step, so that a test knows where it was hit; the signal is as real as any
 AT_STEP = """
 import os, signal, time

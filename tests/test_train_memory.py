@@ -44,7 +44,12 @@ sft.Training._train = hit
 """
 CHANGES: dict[str, Any] = {"train__epochs": 2.0, "train__max_steps": None, "train__dropout": 0.0, "train__eval_every": 4}
 CHANGES |= {"runtime__save_every": 4, "train__neftune_alpha": 5.0, "train__lora_plus_ratio": 4.0}
-COMPARED = ["models/adapter/adapter_model.safetensors", "models/adapter/train_state.json", "reports/train.json"]
+COMPARED = [
+    "models/adapter/adapter_model.safetensors",
+    "models/adapter/train_state.json",
+    "data/trained/steps.parquet",
+    "reports/train.json",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,7 @@ TOKENIZED_TRAIN = Path("data/tokenized/train.parquet")
 TOKENIZED_VALIDATION = Path("data/tokenized/validation.parquet")
 TOKENIZED_REJECTED = Path("data/tokenized/rejected.parquet")
 TOKENIZER = Path("data/tokenized/tokenizer")
+TRAINED_STEPS = Path("data/trained/steps.parquet")  # id, epoch, step, micro_batch, tokens: which rows each step was made from
 
 EVALUATION = {"base": Path("data/evaluation/base.parquet"), "tuned": Path("data/evaluation/tuned.parquet")}  # one row an item
 

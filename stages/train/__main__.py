@@ -1,4 +1,5 @@
-"""A LoRA adapter over the base. In: tokenised rows, tokenizer, base manifest. Out: models/adapter, reports/train*.json, reports/curves.
+"""A LoRA adapter over the base. In: tokenised rows, tokenizer, base manifest.
+Out: models/adapter, data/trained, reports/train*.json, reports/curves.
 
 A keyed run: checkpoints in the work dir, on signals too; it goes on where it was cut off, and publishes only a finished result of the very
 inputs it started from.
@@ -26,7 +27,8 @@ from stages.train.dry_run import rehearse
 from stages.train.gates import check_base, check_kernels, check_packing, probe_logits, settle_determinism
 from stages.train.optimizer import make_optimizer
 from stages.train.plain import PlainModel
-from stages.train.publish import CONFIG, FACTS, STATE, WEIGHTS, costs, publish
+from stages.train.publish import CONFIG, FACTS, STATE, USED, WEIGHTS, costs, publish
+from stages.train.record import used
 from stages.train.room import Room
 from stages.train.sft import State, Training
 from stages.train.stop import Stop, Stopped, caught
@@ -155,7 +157,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
             "kernels_differ_by": differences,
         },
     }
-    checkpoints.write(finished, {WEIGHTS: tensors}, {CONFIG: config, STATE: asdict(training.state), FACTS: facts})
+    checkpoints.write(finished, {WEIGHTS: tensors, USED: used(training)}, {CONFIG: config, STATE: asdict(training.state), FACTS: facts})
 
 
 def make_plan(rows: Sequence[TokenRow], settings: Train, tokens: int, batching: str, device: str, seed: int) -> list[Step]:

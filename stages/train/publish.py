@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import files, paths
+from stages.core.batches import read_tokens
 from stages.core.files import write_json, write_report
 from stages.core.provenance import git_commit, machine, versions
 from stages.train import checkpoints, telemetry
+from stages.train.record import write_record
 from stages.train.sft import State
 
 FACTS = "facts.json"
 STATE = "state.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+USED = "used.safetensors"
 PACKAGES = ["bitsandbytes", "dvclive", "peft", "safetensors", "torch", "transformers"]
 CURVES = {
     paths.TRAIN_CURVE: ("train", ["step", "loss", "grad_norm", "learning_rate"]),
@@ -31,6 +34,8 @@ def publish(finished: Path) -> None:
     Args:
         finished: the folder with the published adapter, the state and the facts of a run that reached its end.
     """
+    from safetensors.torch import load_file
+
     state = State(**checkpoints.read(finished, STATE))
     facts: dict[str, Any] = checkpoints.read(finished, FACTS)
     losses = [point["loss"] for point in state.train]
@@ -39,6 +44,7 @@ def publish(finished: Path) -> None:
     headline = {"train_loss": tail_mean(losses), "validation_loss": validation, "steps": state.step}
     with files.outputs() as place:
         write_adapter(place(paths.ADAPTER), finished, state, facts)
+        write_record(place(paths.TRAINED_STEPS), load_file(finished / USED), read_tokens(paths.TOKENIZED_TRAIN))
         write_report(place(paths.TRAIN_REPORT), headline, {**facts["training"], "losses": summary(state)})
         write_report(place(paths.TRAIN_MACHINE), {}, {**facts["machine"], **costs(state), **origin()})
         for path, (name, columns) in CURVES.items():
