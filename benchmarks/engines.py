@@ -250,6 +250,7 @@ def by_plan(cell: Cell, shape: str, quantization: str, model: Any) -> tuple[Rows
         lengths=lengths,
         effective_batch=len(lengths),
         optimizer=cell.optimizer,
+        deterministic=False,
         available_bytes=torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(),
         cap_bytes=None if cell.cap_gib is None else round(cell.cap_gib * 2**30),
         card_name=torch.cuda.get_device_name(0),

@@ -30,14 +30,17 @@ MEMORY = {
 SPEED = {
     "products": (0.7, 0.1, 1.0, 0.02),
     "attention": (0.4, 0.05, 1.0, 0.02),
+    "deterministic_attention": (0.3, 0.05, 1.0, 0.02),
     "memory": (0.6, 0.02, 1.0, 0.02),
     "half_tokens": (150.0, 1.0, 4000.0, 0.01),
-    "launch_seconds": (4.0e-4, 1.0e-5, 2.0e-2, 0.01),
+    "launch_seconds": (2.0e-3, 1.0e-5, 5.0e-2, 0.01),
+    "again_seconds": (1.0e-3, 1.0e-5, 2.0e-2, 0.01),
+    "unpack_seconds": (2.0e-4, 1.0e-6, 1.0e-2, 0.01),
     "step_seconds": (2.0e-3, 1.0e-5, 5.0e-2, 0.01),
 }
 DOCS = Path(__file__).resolve().parent.parent / "docs/planner.md"
 HEADING = "## Errors"
-LAUNCHES = (2.0e-4, 1.0e-3, 4.0e-3)
+LAUNCHES = (6.0e-4, 3.0e-3, 9.0e-3)
 UNDER_WEIGHT = 3.0
 MOST_UNDER = 0.02  # a peak is predicted at most so far below any that was measured: 1 % inside what the planner allows itself
 
@@ -53,7 +56,7 @@ def read(files: Sequence[str]) -> list[dict[str, Any]]:
 
 def _inputs(cell: Cell) -> tuple[Any, Method, Load, Work]:
     shape = planner.shape_of(config_of(cell["shape"]))
-    method = Method(cell["engine"], cell["quantization"], cell["rank"], "all-linear", "adamw")
+    method = Method(cell["engine"], cell["quantization"], cell["rank"], "all-linear", "adamw", cell["deterministic"])
     tokens = cell["tokens"] * cell["rows"]
     load = Load(tokens, cell["recomputed"], cell["offload"], cell["mlp_tokens"] or tokens, tokens)
     return shape, method, load, Work(1, tokens, tokens, tokens, cell["tokens"])
@@ -164,7 +167,11 @@ def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, 
             if error is not None:
                 errors[name].append(error)
         words = ["" if error is None else f"{error:+.1%}" for error in row]
-        extra = (", offloaded" if cell["offload"] else "") + (f", MLP {cell['mlp_tokens']}" if cell["mlp_tokens"] else "")
+        extra = (
+            ("" if cell["deterministic"] else ", any order")
+            + (", offloaded" if cell["offload"] else "")
+            + (f", MLP {cell['mlp_tokens']}" if cell["mlp_tokens"] else "")
+        )
         what = f"{cell['shape']} | {cell['quantization']} | {cell['rows']} x {cell['tokens']} | {cell['recomputed']}{extra}"
         gib = f"{cell['peak_bytes'] / 2**30:.2f} | {peak / 2**30:.2f} | {words[0]} | {words[1]}"
         lines.append(f"| {what} | {gib} | {cell['tokens_per_second']:,.0f} | {rate:,.0f} | {words[2]} | {words[3]} |")

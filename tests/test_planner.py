@@ -46,6 +46,7 @@ def plan(name: str = "Llama-3.1-8B", gib: float = 24, **changes: Any) -> Choice:
         "lengths": [2048] * 400,
         "effective_batch": 16,
         "optimizer": "adamw",
+        "deterministic": False,
         "available_bytes": int(gib * GIB),
         "card_name": "NVIDIA H100 80GB HBM3",
         "runs": [],
@@ -77,7 +78,7 @@ def test_a_config_that_cannot_be_planned_from_is_told_in_one_sentence(broken: di
 
 def test_weights_take_what_was_measured() -> None:
     """8B in NF4: what bitsandbytes holds after loading, 5.3 GiB and the embeddings' part of it, within a hundredth."""
-    held = planner_memory.held_bytes(shape_of(config("Llama-3.1-8B")), Method("fused", "nf4", 16, "all-linear", "adamw"))
+    held = planner_memory.held_bytes(shape_of(config("Llama-3.1-8B")), Method("fused", "nf4", 16, "all-linear", "adamw", False))
     weights = 6979321856  # of the matrices of 32 layers
     assert held["base"] == pytest.approx(weights / 2 + weights / 64 + weights / 64 / 256 * 4, rel=0.001)
     assert held["embeddings"] == 2 * 2 * 128256 * 4096
@@ -125,7 +126,7 @@ def test_more_memory_never_makes_a_plan_slower(name: str, gib: float, more: floa
     factors=st.sampled_from([planner.constants()["fused"]["memory"], planner.constants()["plain"]["memory"]]),
 )
 def test_more_tokens_take_more_memory_and_offload_takes_less(tokens: int, recomputed: int, engine: str, factors: dict[str, float]) -> None:
-    shape, method = shape_of(config("Llama-3.1-8B")), Method(engine, "nf4", 16, "all-linear", "adamw")
+    shape, method = shape_of(config("Llama-3.1-8B")), Method(engine, "nf4", 16, "all-linear", "adamw", False)
 
     def total(load: Load) -> int:
         return sum(planner_memory.peak(shape, method, load, factors).values())

@@ -178,6 +178,7 @@ def chosen(question: Question, card: Card, available: int, quantization: str, fi
         lengths=question.lengths,
         effective_batch=train.effective_batch,
         optimizer=train.optimizer,
+        deterministic=train.deterministic,
         available_bytes=available,
         cap_bytes=None if cap is None else int(cap * GIB),
         card_name=card.name,

@@ -149,3 +149,8 @@ def collate(rows: Sequence[TokenRow], batching: str, pad: int) -> Batch:
         position_ids = None
     columns = np.flatnonzero((targets != IGNORED).any(0))
     return Batch(torch.from_numpy(input_ids), position_ids, torch.from_numpy(columns), torch.from_numpy(targets[:, columns]))
+
+
+def sent(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A tensor of the host on a device; a GPU gets it in the order of its work, without the host waiting for that."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

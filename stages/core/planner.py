@@ -83,6 +83,7 @@ def choose(
     lengths: Sequence[int],
     effective_batch: int,
     optimizer: str,
+    deterministic: bool,
     available_bytes: int,
     cap_bytes: int | None = None,
     card_name: str | None = None,
@@ -103,6 +104,7 @@ def choose(
         lengths: tokens of each training row.
         effective_batch: rows of an optimizer step.
         optimizer: train.optimizer.
+        deterministic: train.deterministic; sums in a fixed order cost attention's backward time.
         available_bytes: what PyTorch may reserve; the CUDA context is not in it.
         cap_bytes: a cap on the same, or None.
         card_name: as the driver names it; None takes a card of that memory.
@@ -120,7 +122,7 @@ def choose(
         UserError: nothing fits; the sentence has the smallest peak found and what would help.
     """
     shape = shape_of(config)
-    method = Method(engine, quantization, rank, target_modules, optimizer)
+    method = Method(engine, quantization, rank, target_modules, optimizer, deterministic)
     card = card or (planner_cards.named(card_name, available_bytes) if card_name else planner_cards.of_size(available_bytes))
     budget = min(available_bytes, cap_bytes or available_bytes)
     scale, offset, seen = refinement(past_runs() if runs is None else runs, card_name or card.name, engine)

@@ -26,6 +26,7 @@ class Method:
         rank: of the LoRA.
         target_modules: train.target_modules.
         optimizer: train.optimizer.
+        deterministic: train.deterministic.
     """
 
     engine: str
@@ -33,6 +34,7 @@ class Method:
     rank: int
     target_modules: str | Sequence[str]
     optimizer: str
+    deterministic: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,12 +60,16 @@ def traffic_bytes(shape: Shape, method: Method, load: Load, work: Work) -> dict[
     d, q, kv, f = shape.hidden, shape.q, shape.kv, shape.inner
     forward = (8 * d + 4 * q + 4 * kv + 3 * f) * BF16
     backward = (14 * d + 6 * q + 8 * kv + 7 * f) * BF16
-    unpackings = 2 if method.engine == "fused" else 2 + again
-    unpacked = shape.layer_weights * unpackings * (NF4 + BF16) if method.quantization == "nf4" else 0
+    unpacked = shape.layer_weights * unpackings(shape, method, load) * (NF4 + BF16) if method.quantization == "nf4" else 0
     return {
         "elementwise": work.tokens * shape.layers * (forward * (1 + again) + backward) + work.targets * shape.vocabulary * 3 * BF16,
-        "unpacking": shape.layers * unpacked,
+        "unpacking": unpacked,
     }
+
+
+def unpackings(shape: Shape, method: Method, load: Load) -> int:
+    """How often a layer's NF4 weights are unpacked in one pass, summed over the layers."""
+    return 2 * shape.layers + (0 if method.engine == "fused" else load.recomputed)
 
 
 def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Card, factors: Mapping[str, float]) -> float:
@@ -77,8 +81,9 @@ def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Car
         load: recomputed layers, offload and mlp_tokens are read.
         work: passes and their mean size.
         card: published rates.
-        factors: of the engine: the shares `products`, `attention`, `memory` of the card's rates, `half_tokens` at which a product reaches
-            half of its rate, `launch_seconds` of the host for each layer computed, `step_seconds` beside the passes.
+        factors: of the engine: the shares `products`, `attention` and `deterministic_attention`, `memory` of the card's rates;
+            `half_tokens` at which a product reaches half of its rate; the host's `launch_seconds` for each layer forward and back,
+            `again_seconds` for each recomputed one, `unpack_seconds` for each unpacking of NF4 weights; `step_seconds` beside the passes.
 
     Returns:
         Seconds.
@@ -91,10 +96,12 @@ def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Car
 
     piece = work.tokens / math.ceil(work.tokens / load.mlp_tokens)
     products = (todo["attention_part"] + todo["head"]) / reached(work.tokens) + todo["mlp_part"] / reached(piece)
-    attention = todo["attention"] / (factors["attention"] * rate)
+    attends = "deterministic_attention" if method.deterministic else "attention"
+    attention = todo["attention"] / (factors[attends] * rate)
     moved = sum(traffic_bytes(shape, method, load, work).values()) / (factors["memory"] * card.bandwidth * 1e9)
     device = products + attention + moved
-    host = factors["launch_seconds"] * (3 * shape.layers + load.recomputed)  # a backward is about two forwards
+    unpacked = unpackings(shape, method, load) if method.quantization == "nf4" else 0.0
+    host = factors["launch_seconds"] * shape.layers + factors["again_seconds"] * load.recomputed + factors["unpack_seconds"] * unpacked
     if load.offload:
         host = max(host, 2 * load.recomputed * work.tokens * shape.hidden * BF16 / (card.host_bandwidth * 1e9))
     trained = shape.adapter_parameters(method.rank, method.target_modules)

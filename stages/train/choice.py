@@ -124,6 +124,7 @@ def _predicted(
         lengths=lengths,
         effective_batch=settings.effective_batch,
         optimizer=settings.optimizer,
+        deterministic=settings.deterministic,
         available_bytes=torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(),
         cap_bytes=None if cap is None else round(cap * 2**30),
         card_name=torch.cuda.get_device_name(0),

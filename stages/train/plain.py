@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.core.batches import Batch, TokenRow, collate
+from stages.core.batches import Batch, TokenRow, collate, sent
 from stages.train.neftune import noise
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class PlainModel:
         self._noised = (rows, batch.position_ids is not None) if self.neftune is not None else None
         logits = self.logits(batch)
         self._noised = None
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.to(self.device).flatten(), reduction="sum")
+        targets = sent(batch.targets, self.model.device)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
     def logits(self, batch: Batch) -> "torch.Tensor":
         """The logits in the batch's columns, `[rows, kept, vocabulary] float32`."""
@@ -93,9 +94,9 @@ class PlainModel:
 
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             out = self.model(
-                input_ids=batch.input_ids.to(self.device),
-                position_ids=None if batch.position_ids is None else batch.position_ids.to(self.device),
-                logits_to_keep=batch.columns.to(self.device),
+                input_ids=sent(batch.input_ids, self.model.device),
+                position_ids=None if batch.position_ids is None else sent(batch.position_ids, self.model.device),
+                logits_to_keep=sent(batch.columns, self.model.device),
                 use_cache=False,
             )
         return out.logits.float()

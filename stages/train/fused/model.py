@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stages.core.batches import TokenRow, collate
+from stages.core.batches import TokenRow, collate, sent
 from stages.core.planner_shape import FUSED
 from stages.train.fused.attention import Rows, cudnn_takes
 from stages.train.fused.head import Head
@@ -132,9 +132,9 @@ class FusedModel:
         assert batch.position_ids is not None
         lengths = tuple(len(row.input_ids) for row in rows)
         with torch.no_grad():
-            x = self._base.get_input_embeddings()(batch.input_ids.to(device))[0]
-            cos, sin = self._base.model.rotary_emb(x[None], batch.position_ids.to(device))
-        bounds = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+            x = self._base.get_input_embeddings()(sent(batch.input_ids, device))[0]
+            cos, sin = self._base.model.rotary_emb(x[None], sent(batch.position_ids, device))
+        bounds = sent(torch.tensor([0, *lengths]).cumsum(0).int(), device)
         cudnn = cudnn_takes(lengths, cos.shape[-1], bounds.device)
         place = Rows(bounds, lengths, cos[0].contiguous(), sin[0].contiguous(), cudnn)
         grad = torch.is_grad_enabled()
@@ -147,5 +147,5 @@ class FusedModel:
             parked = self._parked if grad and self.offload and not keep else None
             x = DecoderLayer.apply(x, layer, place, keep, self.mlp_tokens, parked, *layer.parameters)
         if len(batch.columns) < len(x):
-            x = x[batch.columns.to(device)]
-        return Head.apply(x, self._base.model.norm, self._base.get_output_embeddings().weight, batch.targets[0].to(device), grad)
+            x = x[sent(batch.columns, device)]
+        return Head.apply(x, self._base.model.norm, self._base.get_output_embeddings().weight, sent(batch.targets[0], device), grad)
