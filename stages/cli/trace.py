@@ -19,6 +19,7 @@ STEPS: list[tuple[str, dict[str, Path], Path]] = [
     ("clean", {"kept": paths.CLEAN_ROWS}, paths.CLEAN_REJECTED),
     ("dedupe", {"kept": paths.DEDUPE_ROWS}, paths.DEDUPE_REJECTED),
     ("label_check", {"kept": paths.LABEL_ROWS}, paths.LABEL_REJECTED),
+    ("suspicion", {"kept": paths.SUSPICION_ROWS}, paths.SUSPICION_REJECTED),
     (
         "split",
         {"train side": paths.SPLIT_TRAIN, "validation side": paths.SPLIT_VALIDATION, "test side": paths.SPLIT_TEST},

@@ -4,59 +4,29 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core import paths
 from stages.core.errors import UserError
-
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-OpenShare = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Name = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Section(BaseModel):
-    """A block of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class PackageModel(Section):
-    name: Name
-    version: Name
-    sha256: Sha256
-    file: Name
-    license: Name
-    upstream: Name
-
-
-class HubModel(Section):
-    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")] | None
-    revision: Commit | None
-
-
-class FolderModel(Section):
-    path: Name | None
-
-
-class Model(Section):
-    source: Literal["package", "hub", "folder"]
-    package: PackageModel
-    hub: HubModel
-    folder: FolderModel
-
-    @model_validator(mode="after")
-    def _source_is_filled(self) -> "Model":
-        if self.source == "hub" and (self.hub.repo is None or self.hub.revision is None):
-            raise ValueError("model.source is hub, so model.hub.repo and model.hub.revision (a 40-digit commit) must be set")
-        if self.source == "folder" and self.folder.path is None:
-            raise ValueError("model.source is folder, so model.folder.path must be set")
-        return self
+from stages.core.params_model import (
+    Card,
+    Compare,
+    Evaluate,
+    Export,
+    Model,
+    Name,
+    NotNegative,
+    Numerics,
+    OpenShare,
+    Positive,
+    Runtime,
+    Section,
+    Sha256,
+    Share,
+    Train,
+)
 
 
 class Licences(Section):
@@ -148,6 +118,18 @@ class LabelCheck(Section):
     folds: Annotated[int, Field(ge=2, le=20)]
 
 
+class SourceTrust(Section):
+    trust: Literal["trusted", "known", "untrusted"]
+    max_rows: Positive | None
+
+
+class Suspicion(Section):
+    action: Literal["report", "drop"]
+    min_score: Annotated[float, Field(gt=0, le=1)]
+    max_drop_share: Share
+    sources: dict[Name, SourceTrust]
+
+
 class Split(Section):
     validation: OpenShare
     test: Annotated[float, Field(gt=0, lt=1)]
@@ -180,111 +162,6 @@ class Tokenize(Section):
     new_tokens: list[Name]
 
 
-class Numerics(Section):
-    quantization: Literal["nf4", "none"]
-    compute_dtype: Literal["auto", "float32", "bfloat16"]
-
-
-class TrainWatch(Section):
-    non_finite: Literal["stop", "roll_back"]
-    spike: Literal["warn", "stop", "roll_back"]
-    spike_score: Annotated[float, Field(gt=0)]
-
-
-class Train(Section):
-    rank: Positive
-    alpha: Positive
-    dropout: OpenShare
-    target_modules: Literal["all-linear"] | list[Name]
-    init: Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
-    rslora: bool
-    dora: bool
-    epochs: Annotated[float, Field(gt=0)]
-    max_steps: Positive | None
-    effective_batch: Positive
-    micro_batch_tokens: Literal["auto"] | Positive
-    batching: Literal["bucket", "pack"]
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    lora_plus_ratio: Annotated[float, Field(gt=0)] | None
-    schedule: Literal["cosine", "linear", "constant"]
-    warmup_share: OpenShare
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-    neftune_alpha: Annotated[float, Field(gt=0)] | None
-    kernels: Literal["auto", "fused", "plain"]
-    recompute: Literal["auto", "none", "all"] | NotNegative
-    deterministic: bool
-    eval_every: Positive
-    early_stop: Positive | None
-    watch: TrainWatch
-
-    @model_validator(mode="after")
-    def _variants_agree(self) -> "Train":
-        if self.dora and self.init in ("pissa", "olora"):
-            raise ValueError(f"train.dora and train.init {self.init} both rewrite the base's weights; take one of them")
-        if self.init == "orthogonal" and self.rank % 2:
-            raise ValueError(f"train.init orthogonal needs an even train.rank, not {self.rank}")
-        return self
-
-
-class Export(Section):
-    merge: bool
-    check_prompts: Positive
-    min_top1_agreement: Share
-
-
-class Evaluate(Section):
-    batch_size: Positive
-    max_new_tokens: Positive
-    few_shot: NotNegative
-    base_prompt: Name
-
-    @model_validator(mode="after")
-    def _base_prompt_is_fair(self) -> "Evaluate":
-        if "{text}" not in self.base_prompt:
-            raise ValueError("evaluate.base_prompt has no {text}: the base would be judged without seeing the row")
-        return self
-
-
-class Compare(Section):
-    resamples: Annotated[int, Field(ge=1000)]
-    alpha: Annotated[float, Field(gt=0, lt=0.5)]
-    max_forgetting: Share
-
-
-class Card(Section):
-    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
-    language: Name
-    license: Name
-    intended_use: Name
-    grid_co2_grams_per_kwh: Annotated[float, Field(ge=0)]
-    price_per_kwh: Annotated[float, Field(ge=0)]
-    currency: Name
-
-
-WarnOrStop = Literal["warn", "stop"]
-
-
-class RunWatch(Section):
-    sample_seconds: Annotated[float, Field(gt=0)] | None
-    gradient_norm: WarnOrStop
-    throughput: WarnOrStop
-    throughput_drop: Annotated[float, Field(gt=0, lt=1)]
-    memory_growth: WarnOrStop
-    plateau: WarnOrStop
-    plateau_steps: Annotated[int, Field(ge=10)]
-    validation_rising: WarnOrStop
-
-
-class Runtime(Section):
-    device: Literal["auto", "cpu", "cuda"]
-    save_every: Positive
-    log_every: Positive
-    gpu_memory_gib: Annotated[float, Field(gt=0)] | None
-    watch: RunWatch
-
-
 class Params(Section):
     """All of params.yaml."""
 
@@ -295,6 +172,7 @@ class Params(Section):
     clean: Clean
     dedupe: Dedupe
     label_check: LabelCheck
+    suspicion: Suspicion
     split: Split
     prompt: Prompt
     tokenize: Tokenize

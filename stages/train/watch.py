@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stages.core.params import RunWatch, TrainWatch
+    from stages.core.params_model import RunWatch, TrainWatch
 
 Point = Mapping[str, float | None]
 Conditions = Mapping[str, float]  # the mean of each sensor over some time, by the names of stages/train/telemetry.py
