@@ -21,6 +21,7 @@ from stages.core.params_model import (
     Numerics,
     OpenShare,
     Positive,
+    RowLosses,
     Runtime,
     Section,
     Sha256,
@@ -178,6 +179,7 @@ class Params(Section):
     tokenize: Tokenize
     numerics: Numerics
     train: Train
+    row_losses: RowLosses
     export: Export
     evaluate: Evaluate
     compare: Compare

@@ -103,6 +103,10 @@ class Train(Section):
         return self
 
 
+class RowLosses(Section):
+    max_rows: Positive | None
+
+
 class Export(Section):
     merge: bool
     check_prompts: Positive

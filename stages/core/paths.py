@@ -41,6 +41,8 @@ TOKENIZED_REJECTED = Path("data/tokenized/rejected.parquet")
 TOKENIZER = Path("data/tokenized/tokenizer")
 TRAINED_STEPS = Path("data/trained/steps.parquet")  # id, epoch, step, micro_batch, tokens: which rows each step was made from
 
+ROW_LOSSES = {"base": Path("data/row_losses/base.parquet"), "tuned": Path("data/row_losses/tuned.parquet")}  # one row a training row
+
 EVALUATION = {"base": Path("data/evaluation/base.parquet"), "tuned": Path("data/evaluation/tuned.parquet")}  # one row an item
 
 REPORTS = Path("reports")
@@ -59,6 +61,7 @@ VALIDATION_CURVE = REPORTS / "curves/validation.csv"  # step, loss
 SPEED_CURVE = REPORTS / "curves/speed.csv"  # step, tokens_per_second, ceiling_share, memory_bytes, allocated_bytes
 EXPORT_REPORT = REPORTS / "export.json"
 EVALUATE_REPORT = {"base": REPORTS / "evaluate_base.json", "tuned": REPORTS / "evaluate_tuned.json"}
+ROW_LOSSES_REPORT = {"base": REPORTS / "row_losses_base.json", "tuned": REPORTS / "row_losses_tuned.json"}
 COMPARE_REPORT = REPORTS / "compare.json"
 CARD = REPORTS / "card/README.md"
 PROVENANCE = REPORTS / "card/provenance.json"
