@@ -5,6 +5,7 @@ import random
 import time
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -13,25 +14,26 @@ from hypothesis import strategies as st
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.params import Dedupe, load_params
-from stages.core.records import Rejected, Row, read_rows, write_rows
-from stages.dedupe.clusters import jaccard, rows_per_band
+from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rows
+from stages.core.words import normalised, words
 from stages.dedupe.contamination import EvaluationIndex
-from stages.dedupe.words import normalised, run_hashes, words
+from stages.dedupe.facts import shingled
+from stages.dedupe.signatures import rows_per_band
 from tests.rows import chat, labelled, numbered, preference
 from tests.tiny import write_jsonl
 
 stage = import_module("stages.dedupe.__main__")
 LEXICON = [f"w{number}" for number in range(3000)]
+COMMITTED = load_params(Path(__file__).parent.parent / "params.yaml").dedupe.model_dump()
 QUESTION = "Which tool would a scientist best use to measure the mass of a small rock found near the river?"
 
 
 def params(**changes: object) -> Dedupe:
-    values = {**load_params(Path(__file__).parent.parent / "params.yaml").dedupe.model_dump(), **changes}
-    return Dedupe.model_validate(values)
+    return Dedupe.model_validate({**COMMITTED, **changes})
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> EvaluationIndex:
+def index(tmp_path: Path) -> Path:
     write_jsonl(
         tmp_path / "arc_easy.jsonl",
         [
@@ -41,16 +43,27 @@ def index(tmp_path: Path) -> EvaluationIndex:
     )
     passage = " ".join(LEXICON[2000:2030])
     write_jsonl(tmp_path / "lambada.jsonl", [{"id": "l-1", "task": "lambada", "context": passage, "continuation": "w2030"}])
-    return EvaluationIndex(tmp_path, 13)
+    return tmp_path
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> EvaluationIndex:
-    return EvaluationIndex(tmp_path / "none", 13)
+def empty(tmp_path: Path) -> Path:
+    return tmp_path / "none"
 
 
-def dedupe(rows: list[Row], index: EvaluationIndex, **changes: object) -> tuple[list[Row], list[Rejected], dict]:
-    return stage.dedupe(rows, index, params(**changes), 17)
+def dedupe(rows: list[Row], general: Path, **changes: object) -> tuple[list[Row], list[Rejected], dict]:
+    """Kept and rejected rows and the report, by way of the stage's own files in a folder of their own."""
+    with TemporaryDirectory() as folder:
+        write_rows(Path(folder) / "clean.parquet", rows)
+        places = {path: Path(folder) / path.name for path in (paths.DEDUPE_ROWS, paths.DEDUPE_REJECTED)}
+        report = stage.dedupe(Path(folder) / "clean.parquet", general, params(**changes), 17, places.__getitem__)
+        return read_rows(places[paths.DEDUPE_ROWS]), read_rejected(places[paths.DEDUPE_REJECTED]), report
+
+
+def similarity(one: str, other: str) -> float:
+    """The Jaccard similarity of the 3-word shingles of two texts."""
+    first, second = (set(shingled([words(text)], 3)[0].tolist()) for text in (one, other))
+    return len(first & second) / len(first | second)
 
 
 def rules(rejected: list[Rejected]) -> list[str]:
@@ -64,7 +77,7 @@ def sentence(rng: random.Random, length: int) -> list[str]:
 # exact
 
 
-def test_rows_that_differ_in_case_layout_and_punctuation_are_exact_duplicates_and_the_smallest_id_stays(empty: EvaluationIndex) -> None:
+def test_rows_that_differ_in_case_layout_and_punctuation_are_exact_duplicates_and_the_smallest_id_stays(empty: Path) -> None:
     rows = numbered([labelled(text, "A") for text in ("Released under MIT.", "* released under\n  (MIT)", "released UNDER mit!")])
     kept, rejected, _ = dedupe(rows, empty)
     assert [row.id for row in kept] == [min(row.id for row in rows)]
@@ -91,10 +104,7 @@ def test_signs_that_carry_meaning_are_words(one: str, other: str) -> None:
 
 def test_a_script_without_spaces_is_compared_by_its_characters() -> None:
     assert words("自由软件") == ["自", "由", "软", "件"]
-    assert (
-        jaccard(set(run_hashes(words("这个程序是自由软件你可以修改它"), 3)), set(run_hashes(words("这个程序是自由软件你可以修改他"), 3)))
-        > 0.8
-    )
+    assert similarity("这个程序是自由软件你可以修改它", "这个程序是自由软件你可以修改他") > 0.8
 
 
 @pytest.mark.parametrize(
@@ -105,9 +115,7 @@ def test_a_script_without_spaces_is_compared_by_its_characters() -> None:
         (preference("Say hello to them.", "Hello!", "No."), preference("Say hello to them.", "Good day to you!", "No.")),
     ],
 )
-def test_the_same_prompt_with_another_answer_is_a_conflict_in_one_cluster_and_never_dropped(
-    one: Row, other: Row, empty: EvaluationIndex
-) -> None:
+def test_the_same_prompt_with_another_answer_is_a_conflict_in_one_cluster_and_never_dropped(one: Row, other: Row, empty: Path) -> None:
     rows = numbered([one, other])
     kept, rejected, report = dedupe(rows, empty)
     assert kept == [row.__class__(**{**{n: getattr(row, n) for n in row.__slots__}, "cluster": min(r.id for r in rows)}) for row in rows]
@@ -116,7 +124,7 @@ def test_the_same_prompt_with_another_answer_is_a_conflict_in_one_cluster_and_ne
     assert {item["id"] for item in report["conflict_examples"][0]} == {row.id for row in rows}
 
 
-def test_a_near_duplicate_with_another_label_is_a_conflict_and_with_the_same_label_it_is_dropped(empty: EvaluationIndex) -> None:
+def test_a_near_duplicate_with_another_label_is_a_conflict_and_with_the_same_label_it_is_dropped(empty: Path) -> None:
     text = " ".join(LEXICON[:30])
     kept, rejected, report = dedupe(numbered([labelled(text, "A"), labelled(f"{text} more", "B"), labelled(f"the {text}", "A")]), empty)
     assert rules(rejected) == ["near_duplicate"]
@@ -125,14 +133,14 @@ def test_a_near_duplicate_with_another_label_is_a_conflict_and_with_the_same_lab
     assert report["conflicts"] == 1
 
 
-def test_a_long_system_message_does_not_make_all_rows_alike(empty: EvaluationIndex) -> None:
+def test_a_long_system_message_does_not_make_all_rows_alike(empty: Path) -> None:
     system = " ".join(LEXICON[:300])
     rows = numbered([chat(f"What is {word}?", f"It is {number}.", system=system) for number, word in enumerate(LEXICON[500:520])])
     kept, _, _ = dedupe(rows, empty)
     assert len(kept) == 20
 
 
-def test_a_prompt_that_many_rows_share_is_an_instruction_and_makes_no_cluster(empty: EvaluationIndex) -> None:
+def test_a_prompt_that_many_rows_share_is_an_instruction_and_makes_no_cluster(empty: Path) -> None:
     rng = random.Random(5)
     rows = numbered([chat("Write a short poem about anything you like.", " ".join(sentence(rng, 12))) for _ in range(30)])
     kept, _, report = dedupe(rows, empty)
@@ -153,8 +161,7 @@ def planted(count: int, seed: int) -> tuple[list[Row], list[tuple[str, str]]]:
         for _ in range(rng.randint(1, 2)):
             place = rng.randrange(len(changed) + 1)
             changed[place : place + rng.randint(0, 1)] = rng.choices(LEXICON[1900:2000], k=rng.randint(0, 1))
-        sets = [set(run_hashes(text, 3)) for text in (original, changed)]
-        if original != changed and jaccard(*sets) >= 0.8:
+        if original != changed and similarity(" ".join(original), " ".join(changed)) >= 0.8:
             pairs.append((" ".join(original), " ".join(changed)))
             rows += [labelled(text, "A") for text in pairs[-1]]
     rows += [labelled(" ".join(sentence(rng, 40)), "A") for _ in range(count)]
@@ -162,7 +169,7 @@ def planted(count: int, seed: int) -> tuple[list[Row], list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_planted_near_duplicates_are_found_and_nothing_else(seed: int, empty: EvaluationIndex) -> None:
+def test_planted_near_duplicates_are_found_and_nothing_else(seed: int, empty: Path) -> None:
     rows, pairs = planted(300, seed)
     kept, rejected, _ = dedupe(rows, empty)
     gone = {item.row.text for item in rejected}
@@ -180,7 +187,7 @@ def test_banding_finds_a_pair_at_the_threshold_with_a_probability_of_0_99(thresh
     assert 1 - (1 - threshold**depth) ** (128 // depth) >= 0.99
 
 
-def test_near_duplicates_can_be_kept_in_one_cluster(empty: EvaluationIndex) -> None:
+def test_near_duplicates_can_be_kept_in_one_cluster(empty: Path) -> None:
     rows, pairs = planted(50, 9)
     kept, rejected, _ = dedupe(rows, empty, keep_near_duplicates=True)
     assert rejected == []
@@ -189,12 +196,12 @@ def test_near_duplicates_can_be_kept_in_one_cluster(empty: EvaluationIndex) -> N
     assert len(set(cluster.values())) <= len(rows) - 49
 
 
-def test_a_text_shorter_than_a_shingle_is_compared_whole(empty: EvaluationIndex) -> None:
+def test_a_text_shorter_than_a_shingle_is_compared_whole(empty: Path) -> None:
     kept, _, _ = dedupe(numbered([chat(prompt, "Yes.") for prompt in ("mit", "MIT!", "bsd", "zlib", "mit bsd")]), empty)
     assert len(kept) == 4
 
 
-def test_time_grows_with_the_rows_and_not_with_their_square(empty: EvaluationIndex) -> None:
+def test_time_grows_with_the_rows_and_not_with_their_square(empty: Path) -> None:
     base = LEXICON[:40]
     rng = random.Random(1)
     # all of one template, three of forty words changed: every row is near the threshold to every other
@@ -222,7 +229,7 @@ def test_time_grows_with_the_rows_and_not_with_their_square(empty: EvaluationInd
     ],
 )
 def test_a_row_with_an_evaluation_item_is_rejected_with_task_item_and_length(
-    row: Row, task: str, item: str, length: int, index: EvaluationIndex
+    row: Row, task: str, item: str, length: int, index: Path
 ) -> None:
     _, rejected, report = dedupe(numbered([row]), index)
     assert [(r.rule, r.evidence) for r in rejected] == [("contamination", {"task": task, "item": item, "words": length})]
@@ -238,7 +245,7 @@ def test_a_row_with_an_evaluation_item_is_rejected_with_task_item_and_length(
         " ".join([*LEXICON[2000:2012], "other", *LEXICON[2012:2024]]),
     ],
 )
-def test_less_than_an_item_is_no_contamination(text: str, index: EvaluationIndex) -> None:
+def test_less_than_an_item_is_no_contamination(text: str, index: Path) -> None:
     assert dedupe(numbered([labelled(text, "A")]), index)[1] == []
 
 
@@ -248,7 +255,7 @@ def test_a_broken_evaluation_file_is_told_by_file_and_line(tmp_path: Path) -> No
         EvaluationIndex(tmp_path, 13)
 
 
-def test_two_rows_with_one_id_are_an_error(empty: EvaluationIndex) -> None:
+def test_two_rows_with_one_id_are_an_error(empty: Path) -> None:
     row = numbered([labelled("some text of a row", "A")])[0]
     with pytest.raises(UserError, match="two rows with the same id"):
         dedupe([row, row], empty)
@@ -269,7 +276,7 @@ ROWS = st.lists(
 def test_rows_are_conserved_twice_drops_nothing_more_and_order_does_not_matter(
     rows: list[Row], threshold: float, keep: bool, rng: random.Random
 ) -> None:
-    index = EvaluationIndex(Path("no-such-folder"), 13)
+    index = Path("no-such-folder")
     rows = numbered(rows)
     kept, rejected, report = dedupe(rows, index, near_threshold=threshold, keep_near_duplicates=keep)
     assert sorted(row.id for row in rows) == sorted(row.id for row in [*kept, *(item.row for item in rejected)])

@@ -184,7 +184,7 @@ def iter_rows(path: Path) -> Iterator[Row]:
 
 def count_rows(path: Path) -> int:
     """How many rows a table has, from its footer."""
-    rows: int = _opened(path).metadata.num_rows
+    rows: int = open_table(path).metadata.num_rows
     return rows
 
 
@@ -194,19 +194,37 @@ def read_rejected(path: Path) -> list[Rejected]:
 
 
 def _records(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
-    file = _opened(path)
-    if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
-        raise UserError(f"{path} is no table of rows (it has no column {missing[0]}); remove it and run: dvc repro")
+    file = open_table(path, schema.names)
     for batch in file.iter_batches(BATCH_ROWS, columns=schema.names):
         yield from batch.to_pylist()
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def open_table(path: Path, columns: Iterable[str] = ()) -> pq.ParquetFile:
+    """A table of rows, opened.
+
+    Args:
+        path: the file.
+        columns: that it must have.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: it is no Parquet file, or lacks a column.
+    """
     path.stat()  # names the file where there is none, which pyarrow's error does not
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no table of rows ({error}); remove it and run: dvc repro") from None
+    if missing := [name for name in columns if name not in file.schema_arrow.names]:
+        raise UserError(f"{path} is no table of rows (it has no column {missing[0]}); remove it and run: dvc repro")
+    return file
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """The rows of a table with the columns of SCHEMA."""
+    return list(map(_row, table.to_pylist()))
 
 
 def _row(record: dict[str, Any]) -> Row:

@@ -4,128 +4,250 @@ In: data/clean/rows.parquet, data/general. Out: data/dedupe/rows.parquet with `c
 reports/dedupe.json. The same prompt with another answer is a conflict: reported, never dropped.
 """
 
-import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from stages.core import paths
-from stages.core.components import Union
 from stages.core.errors import UserError
 from stages.core.files import outputs, write_report
 from stages.core.params import Dedupe, Params
-from stages.core.progress import progress
-from stages.core.records import Rejected, Row, count_rules, read_rows, write_rejected, write_rows
+from stages.core.records import REJECTED_SCHEMA, Row, rows_of
 from stages.core.stage import run_stage
-from stages.dedupe.clusters import answer_text, conflict_groups, find_clusters
-from stages.dedupe.contamination import EvaluationIndex
-from stages.dedupe.words import normalised
+from stages.core.tables import GroupWriter, read_groups, rejected_table, with_column
+from stages.dedupe.clusters import Buckets, Clusters, Pool, conflict_groups, find_clusters, shared_prompts
+from stages.dedupe.contamination import Contamination, evaluation_index
+from stages.dedupe.facts import read_facts, read_sets
+from stages.dedupe.texts import answer_text
 
 EXAMPLES = 5  # of a rule in the report
 CONFLICTS = 20  # groups in the report
 EXCERPT_CHARACTERS = 160
+KEPT, CONTAMINATED, EXACT, NEAR = range(4)
+RULES = {CONTAMINATED: "contamination", EXACT: "exact_duplicate", NEAR: "near_duplicate"}
+
+
+@dataclass
+class Verdicts:
+    """What becomes of the rows, which are told by their place in the order of ids.
+
+    Attributes:
+        ids: [rows], ascending.
+        rank: [rows] int64, the place of each row of the file.
+        rule: [rows] int8, KEPT or the rule that rejects it.
+        kept: [rows] int64, of a duplicate the row that is kept for it.
+        equal: [rows] int64, of an exact duplicate the row that it is equal to.
+        similarity: [rows] float64, of a near-duplicate.
+        cluster: [rows] int64, the cluster's smallest row.
+        contaminated: the evaluation item that a row contains.
+        conflicts: groups of kept rows with like prompts and unlike answers.
+        shared_prompts: prompts that too many rows have to tell of likeness.
+        compared: pairs whose similarity was computed.
+    """
+
+    ids: pa.Array
+    rank: npt.NDArray[np.int64]
+    rule: npt.NDArray[np.int8]
+    kept: npt.NDArray[np.int64]
+    equal: npt.NDArray[np.int64]
+    similarity: npt.NDArray[np.float64]
+    cluster: npt.NDArray[np.int64]
+    contaminated: dict[int, Contamination]
+    conflicts: list[list[int]]
+    shared_prompts: int
+    compared: int
+
+    def id(self, row: int) -> str:
+        """A row's id."""
+        name: str = self.ids[int(row)].as_py()
+        return name
+
+    def evidence(self, row: int) -> dict[str, Any]:
+        """What a rejected row is rejected for."""
+        if self.rule[row] == CONTAMINATED:
+            match = self.contaminated[row]
+            return {"task": match.task, "item": match.item, "words": match.words}
+        if self.rule[row] == NEAR:
+            return {"kept": self.id(self.kept[row]), "jaccard": round(float(self.similarity[row]), 4)}
+        if self.kept[row] != self.equal[row]:  # the original itself repeats another row
+            return {"kept": self.id(self.kept[row]), "equal_to": self.id(self.equal[row])}
+        return {"kept": self.id(self.kept[row])}
 
 
 def main(params: Params) -> None:
     """Runs the stage."""
-    rows = read_rows(paths.CLEAN_ROWS)
-    index = EvaluationIndex(paths.GENERAL, params.dedupe.eval_ngram)
     with outputs() as place:
-        kept, rejected, report = dedupe(rows, index, params.dedupe, params.seed)
-        write_rows(place(paths.DEDUPE_ROWS), kept)
-        write_rejected(place(paths.DEDUPE_REJECTED), rejected)
+        report = dedupe(paths.CLEAN_ROWS, paths.GENERAL, params.dedupe, params.seed, place)
         write_report(place(paths.DEDUPE_REPORT), {}, report)
 
 
-def dedupe(rows: list[Row], index: EvaluationIndex, params: Dedupe, seed: int) -> tuple[list[Row], list[Rejected], dict[str, Any]]:
+def dedupe(source: Path, general: Path, params: Dedupe, seed: int, place: Callable[[Path], Path]) -> dict[str, Any]:
     """Removes contaminated and repeated rows; the order stays, and doing it twice removes nothing more.
 
     Args:
-        rows: clean rows.
-        index: of the evaluation items.
+        source: clean rows.
+        general: the folder of the evaluation items.
         params: the section `dedupe`.
         seed: of MinHash.
+        place: from `files.outputs`; DEDUPE_ROWS and DEDUPE_REJECTED are written there.
 
     Returns:
-        The rows kept with their clusters, the rows rejected, and the report's details.
+        The report's details.
 
     Raises:
         UserError: two rows have the same id.
     """
-    if len({row.id for row in rows}) != len(rows):
-        raise UserError(f"{paths.CLEAN_ROWS} has two rows with the same id; make it again: dvc repro -f fetch_data")
-    rejections: dict[str, tuple[str, dict[str, Any]]] = {}
-    for row in progress(rows, "dedupe"):
-        if match := index.find(row):
-            rejections[row.id] = ("contamination", {"task": match.task, "item": match.item, "words": match.words})
-
-    left = [row for row in rows if row.id not in rejections]
-    first: dict[str, str] = {}
-    for row in sorted(left, key=lambda row: row.id):
-        original = first.setdefault(exact_key(row), row.id)
-        if original != row.id:
-            rejections[row.id] = ("exact_duplicate", {"kept": original})
-
-    distinct = [row for row in left if row.id not in rejections]
-    found = find_clusters(distinct, params.near_threshold, params.shingle_words, params.keep_near_duplicates, seed)
-    for name, (rule, evidence) in rejections.items():
-        if rule == "exact_duplicate" and evidence["kept"] in found.repeats:  # the original itself repeats another row
-            rejections[name] = (rule, {"kept": found.repeats[evidence["kept"]][0], "equal_to": evidence["kept"]})
-    for name, (kept_id, similarity) in found.repeats.items():
-        rejections[name] = ("near_duplicate", {"kept": kept_id, "jaccard": round(similarity, 4)})
-
-    union: Union[str] = Union()
-    for name, cluster in found.cluster.items():
-        union.join(name, cluster)
-    for name, (_, evidence) in rejections.items():
-        union.join(name, evidence.get("kept", name))
-    clustered = [replace(row, cluster=union.find(row.id)) for row in rows]
-    kept = [row for row in clustered if row.id not in rejections]
-    rejected = [Rejected(row, *rejections[row.id]) for row in clustered if row.id in rejections]
-    assert len(rows) == len(kept) + len(rejected), "dedupe lost or made rows"
-    conflicts = [pair for pair in found.conflicts if pair[0] not in rejections and pair[1] not in rejections]
-    return kept, rejected, _report(kept, rejected, index, conflicts, found.shared_prompts)
+    found = judged(source, general, params, seed)
+    shown, examples = _examples(found)
+    texts: dict[int, Row] = {}
+    start = 0
+    with GroupWriter(place(paths.DEDUPE_ROWS)) as kept, GroupWriter(place(paths.DEDUPE_REJECTED), REJECTED_SCHEMA) as rejected:
+        for group in read_groups(source):
+            ranks = found.rank[start : start + len(group)]
+            start += len(group)
+            group = with_column(group, "cluster", found.ids.take(pa.array(found.cluster[ranks])))
+            rules = found.rule[ranks]
+            kept.write(group.filter(pa.array(rules == KEPT)))
+            gone = ranks[rules != KEPT].tolist()
+            rejected.write(
+                rejected_table(
+                    group.filter(pa.array(rules != KEPT)), [RULES[found.rule[row]] for row in gone], list(map(found.evidence, gone))
+                )
+            )
+            wanted = np.flatnonzero(np.isin(ranks, shown))
+            texts.update(zip(ranks[wanted].tolist(), rows_of(group.take(wanted)), strict=True))
+    return _report(found, texts, examples, evaluation_index(general.resolve(), params.eval_ngram).items)
 
 
-def exact_key(row: Row) -> str:
-    """Equal for rows whose prompts and whose answers differ in case, layout and punctuation only."""
-    prompt = [[message["role"], normalised(message["content"])] for message in row.messages]
-    return json.dumps([prompt, normalised(answer_text(row)), row.label], ensure_ascii=False)
+def judged(source: Path, general: Path, params: Dedupe, seed: int) -> Verdicts:
+    """Decides what becomes of each row.
+
+    Args:
+        source: clean rows.
+        general: the folder of the evaluation items.
+        params: the section `dedupe`.
+        seed: of MinHash.
+
+    Returns:
+        The verdicts.
+
+    Raises:
+        UserError: two rows have the same id.
+    """
+    evaluation_index(general.resolve(), params.eval_ngram)  # tells a broken file before the work begins
+    facts = read_facts(source, general, params, seed)
+    ids = pa.array(facts.ids, pa.string())
+    facts.ids.clear()
+    order = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    ids = ids.take(pa.array(order))
+    if pc.any(pc.equal(ids[1:], ids[:-1])).as_py():
+        raise UserError(f"{source} has two rows with the same id; make it again: dvc repro -f fetch_data")
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+
+    rule = np.full(len(order), KEPT, dtype=np.int8)
+    kept = np.arange(len(order))
+    contaminated = {int(rank[number]): match for number, match in facts.contaminated.items()}
+    rule[list(contaminated)] = CONTAMINATED
+    left = np.flatnonzero(rule == KEPT)
+    _, first, same = np.unique(facts.exact[order][left], return_index=True, return_inverse=True)
+    kept[left] = left[first[same]]
+    rule[left[kept[left] != left]] = EXACT
+    equal = kept.copy()
+
+    rows = np.flatnonzero(rule == KEPT)  # the near-duplicates are told by their place in these
+    chosen = order[rows]
+    common, prompts = shared_prompts(facts.prompt[chosen])
+    views = [(facts.prompts[chosen], ~common)]
+    if facts.wholes is not None:
+        views.append((facts.wholes[chosen], np.ones(len(rows), dtype=np.bool_)))
+    buckets = Buckets(views)
+    met = buckets.rows()
+    pool = _pool(source, chosen[met], facts.label[chosen][met], common[met], params)
+    found = find_clusters(buckets, met, pool, params.keep_near_duplicates)
+
+    similarity = np.zeros(len(order))
+    for row, (its, likeness) in found.repeats.items():
+        rule[rows[row]], kept[rows[row]], similarity[rows[row]] = NEAR, rows[its], likeness
+    kept = kept[kept]  # an exact duplicate of a near-duplicate is of the row that is kept for that
+    cluster = np.arange(len(order))
+    cluster[rows] = rows[[found.union.find(row) for row in range(len(rows))]]
+    cluster = cluster[equal]
+    return Verdicts(ids, rank, rule, kept, equal, similarity, cluster, contaminated, _conflicts(found, rows), prompts, found.compared)
 
 
-def _report(
-    kept: list[Row], rejected: list[Rejected], index: EvaluationIndex, conflicts: list[tuple[str, str, float]], shared_prompts: int
-) -> dict[str, Any]:
+def _pool(source: Path, numbers: npt.NDArray[np.int64], label: Any, common: npt.NDArray[np.bool_], params: Dedupe) -> Pool:
+    """The shingle sets of the rows of a file that are compared; `numbers` need not ascend, and the pool is in their order."""
+    ascending = np.argsort(numbers)
+    back = np.empty(len(numbers), dtype=np.int64)
+    back[ascending] = np.arange(len(numbers))
+    prompts, wholes, answers = read_sets(source, numbers[ascending], params.shingle_words)
+    mine = prompts.taken(back)
+    return Pool(mine, mine if wholes is prompts else wholes.taken(back), answers.taken(back), label, common, params.near_threshold)
+
+
+def _conflicts(found: Clusters, rows: npt.NDArray[np.int64]) -> list[list[int]]:
+    """The groups of rows that contradict one another and are both kept."""
+    both = [pair for pair in found.conflicts if pair[0] not in found.repeats and pair[1] not in found.repeats]
+    return [rows[group].tolist() for group in conflict_groups(both)]
+
+
+def _examples(found: Verdicts) -> tuple[list[int], dict[int, list[int]]]:
+    """The rows whose text the report shows, and those of each rule.
+
+    The least alike near-duplicates come first: those are the ones a threshold too low would drop wrongly.
+    """
+    examples: dict[int, list[int]] = {}
+    for rule in RULES:
+        gone = np.flatnonzero(found.rule == rule)
+        if rule == CONTAMINATED:
+            gone = np.array(sorted(gone.tolist(), key=lambda row: (-found.contaminated[row].words, row)), dtype=np.int64)
+        elif rule == NEAR:
+            gone = gone[np.argsort(found.similarity[gone], kind="stable")]
+        if len(gone):
+            examples[rule] = gone[:EXAMPLES].tolist()
+    shown = {row for rows in examples.values() for row in rows}
+    shown |= {int(found.kept[row]) for row in shown}
+    shown |= {row for group in found.conflicts[:CONFLICTS] for row in group[:EXAMPLES]}
+    return sorted(shown), examples
+
+
+def _report(found: Verdicts, texts: dict[int, Row], examples: dict[int, list[int]], items: dict[str, int]) -> dict[str, Any]:
     """The report's details."""
-    by_id = {row.id: row for row in [*kept, *(item.row for item in rejected)]}
-    sizes: dict[str, int] = {}
-    for row in kept:
-        sizes[str(row.cluster)] = sizes.get(str(row.cluster), 0) + 1
-    groups = conflict_groups(conflicts)
-    examples: dict[str, list[dict[str, Any]]] = {}
-    # the least alike first: those are the ones a threshold too low would drop wrongly
-    for item in sorted(rejected, key=lambda item: (item.evidence.get("jaccard", 0.0), -item.evidence.get("words", 0), item.row.id)):
-        shown = examples.setdefault(item.rule, [])
-        if len(shown) < EXAMPLES:
-            other = {"kept_text": _short(by_id[item.evidence["kept"]])} if "kept" in item.evidence else {}
-            shown.append({"id": item.row.id, "text": _short(item.row), **item.evidence, **other})
+    sizes = np.bincount(found.cluster[found.rule == KEPT], minlength=1)
+    counts = {name: int((found.rule == rule).sum()) for rule, name in RULES.items()}
+    told: dict[str, list[dict[str, Any]]] = {}
+    for rule, rows in examples.items():
+        told[RULES[rule]] = [
+            {"id": found.id(row), "text": _short(texts[row]), **found.evidence(row)}
+            | ({} if rule == CONTAMINATED else {"kept_text": _short(texts[int(found.kept[row])])})
+            for row in rows
+        ]
     return {
-        "rows_in": len(by_id),
-        "rows_out": len(kept),
-        "rejected": count_rules(rejected),
-        "clusters": len(sizes),
-        "largest_cluster": max(sizes.values(), default=0),
-        "evaluation_items": index.items,
-        "shared_prompts": shared_prompts,
-        "conflicts": len(groups),
-        "conflicting_rows": sum(len(group) for group in groups),
+        "rows_in": len(found.rule),
+        "rows_out": int((found.rule == KEPT).sum()),
+        "rejected": dict(sorted((name, count) for name, count in counts.items() if count)),
+        "clusters": int((sizes > 0).sum()),
+        "largest_cluster": int(sizes.max(initial=0)),
+        "evaluation_items": items,
+        "pairs_compared": found.compared,
+        "shared_prompts": found.shared_prompts,
+        "conflicts": len(found.conflicts),
+        "conflicting_rows": sum(map(len, found.conflicts)),
         "conflict_examples": [
             [
-                {"id": name, "text": _short(by_id[name]), "answer": answer_text(by_id[name])[:EXCERPT_CHARACTERS]}
-                for name in group[:EXAMPLES]
+                {"id": found.id(row), "text": _short(texts[row]), "answer": answer_text(texts[row])[:EXCERPT_CHARACTERS]}
+                for row in group[:EXAMPLES]
             ]
-            for group in groups[:CONFLICTS]
+            for group in found.conflicts[:CONFLICTS]
         ],
-        "examples": dict(sorted(examples.items())),
+        "examples": dict(sorted(told.items())),
     }
 
 

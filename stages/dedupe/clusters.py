@@ -1,45 +1,144 @@
-"""Near-duplicates by MinHash and banding, every candidate verified by its exact Jaccard similarity, in time linear in the rows.
+"""Near-duplicates: rows that share a bucket are candidates, their exact Jaccard similarity decides, and the first of those alike stays.
 
-In: rows in order of id. Out: for each row its cluster, the kept row it repeats, or the rows it contradicts. Only rows that are kept are
-compared with, so that what was kept once is kept again.
+In: the buckets of rows in order of id, and the shingle sets of the candidates. Out: for each row its cluster, the kept row it repeats, or
+the rows it contradicts. Only rows that are kept are compared with, so that what was kept once is kept again.
 """
 
-from collections import defaultdict
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.core.components import Union
-from stages.core.records import Row
-from stages.dedupe.words import normalised, run_hashes, words
+from stages.core.words import Hashes, spread
+from stages.dedupe.facts import Sets
+from stages.dedupe.signatures import Bands
 
-PERMUTATIONS = 128  # the standard error of a similarity estimated from them is 0.035 at 0.8; the exact one decides
-RECALL = 0.99  # of banding alone, for a pair exactly at the threshold (Leskovec et al., Mining of Massive Datasets, 3.4)
-MAX_COMPARED = 64  # kept rows of one bucket that a row is compared with, the latest; keeps the time linear
+MAX_COMPARED = 64  # a bucket of more rows is crowded, and of those kept in its crowded buckets a row is compared with so many
 MAX_SAME_PROMPT = 10  # a prompt that more rows share is an instruction, and says nothing about their likeness
+BLOCK_SHINGLES = 4_000_000  # of pairs that are compared at once
+
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass
 class Clusters:
-    """What `find_clusters` found.
+    """What `find_clusters` found; rows are told by their place in the order of ids.
 
     Attributes:
-        cluster: the id of a cluster's representative, its smallest id, by row id.
+        union: the clusters, each known by its smallest member.
         repeats: of a row to drop, the kept row it repeats and their Jaccard similarity.
-        conflicts: pairs of ids whose prompts are alike and whose answers are not, with the prompts' similarity.
-        shared_prompts: prompts that more than MAX_SAME_PROMPT rows have.
+        conflicts: pairs of rows whose prompts are alike and whose answers are not, with the larger similarity.
+        compared: pairs whose similarity was computed.
     """
 
-    cluster: dict[str, str] = field(default_factory=dict)
-    repeats: dict[str, tuple[str, float]] = field(default_factory=dict)
-    conflicts: list[tuple[str, str, float]] = field(default_factory=list)
-    shared_prompts: int = 0
+    union: Union[int] = field(default_factory=Union)
+    repeats: dict[int, tuple[int, float]] = field(default_factory=dict)
+    conflicts: list[tuple[int, int, float]] = field(default_factory=list)
+    compared: int = 0
 
 
-def find_clusters(rows: list[Row], threshold: float, shingle_words: int, keep: bool, seed: int) -> Clusters:
+@dataclass(frozen=True)
+class Pool:
+    """The rows that are compared.
+
+    Attributes:
+        prompts: their prompts' shingle sets.
+        wholes: their whole texts'.
+        answers: their answers'.
+        label: [rows] uint64, a hash of the label; 0 of a row without one.
+        common: [rows] bool, whether more than MAX_SAME_PROMPT rows have the prompt.
+        threshold: of similarity.
+    """
+
+    prompts: Sets
+    wholes: Sets
+    answers: Sets
+    label: Hashes
+    common: npt.NDArray[np.bool_]
+    threshold: float
+
+    def similar(
+        self, one: Numbers, other: Numbers
+    ) -> tuple[Numbers, npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Compares pairs.
+
+        Args:
+            one: [pairs] int64, places in the pool.
+            other: [pairs] int64.
+
+        Returns:
+            Of the pairs that are alike: their numbers, the similarity of the whole texts, the larger of it and the prompts', and whether
+            the answers agree: equal labels, or answers as similar as that.
+        """
+        whole = jaccard(self.wholes, one, other)
+        prompt = whole
+        if self.prompts is not self.wholes:
+            prompt = np.where(self.common[one] & self.common[other], 0.0, jaccard(self.prompts, one, other))
+        alike = np.flatnonzero(np.maximum(prompt, whole) >= self.threshold)
+        one, other, whole, prompt = one[alike], other[alike], whole[alike], prompt[alike]
+        agree = self.label[one] == self.label[other]
+        free = np.flatnonzero(agree & (self.label[one] == 0))
+        agree[free] = jaccard(self.answers, one[free], other[free]) >= self.threshold
+        return alike, whole, np.maximum(prompt, whole), agree
+
+
+def shared_prompts(prompt: Hashes) -> tuple[npt.NDArray[np.bool_], int]:
+    """Which rows have a prompt that more than MAX_SAME_PROMPT rows have, and how many such prompts there are.
+
+    Args:
+        prompt: [rows] uint64, a hash of the prompt; 0 where it is not asked.
+
+    Returns:
+        [rows] bool, and the number of prompts.
+    """
+    names, where, counts = np.unique(prompt, return_inverse=True, return_counts=True)
+    many = (counts > MAX_SAME_PROMPT) & (names != 0)
+    return many[where], int(many.sum())
+
+
+class Buckets:
+    """Who meets whom: the pairs of the buckets that few rows share, and the crowded buckets of each row.
+
+    Attributes:
+        pairs: [pairs] uint64, the larger row's number times 2^32 plus the smaller's, ascending.
+        crowded: of each row in buckets of more than MAX_COMPARED rows, those buckets.
+    """
+
+    def __init__(self, views: Iterable[tuple[Bands, npt.NDArray[np.bool_]]]) -> None:
+        """Sorts the rows by bucket.
+
+        Args:
+            views: [rows, bands] uint32 and [rows] bool, which rows to look at, of each way of looking at a row.
+        """
+        self.pairs: Hashes = np.zeros(0, dtype=np.uint64)
+        self.crowded: dict[int, list[int]] = defaultdict(list)
+        buckets = 0
+        for bands, seen in views:
+            rows = np.flatnonzero(seen).astype(np.uint64)
+            for band in range(bands.shape[1]):
+                keyed = np.sort((bands[seen, band].astype(np.uint64) << np.uint64(32)) | rows)
+                edges = np.flatnonzero(np.diff(keyed >> np.uint64(32), prepend=np.uint64(2**32), append=np.uint64(2**32)))
+                sizes = np.diff(edges)
+                members = keyed & np.uint64(2**32 - 1)
+                few = (sizes > 1) & (sizes <= MAX_COMPARED)
+                self.pairs = np.unique(np.concatenate([self.pairs, _pairs(members, edges[:-1][few], sizes[few])]))
+                for start, size in zip(edges[:-1][sizes > MAX_COMPARED].tolist(), sizes[sizes > MAX_COMPARED].tolist(), strict=True):
+                    for row in members[start : start + size].tolist():
+                        self.crowded[row].append(buckets)
+                    buckets += 1
+
+    def rows(self) -> Numbers:
+        """The rows that meet another, ascending."""
+        larger, smaller = _split(self.pairs)
+        return np.unique(np.concatenate([larger, smaller, np.fromiter(self.crowded, dtype=np.int64, count=len(self.crowded))]))
+
+
+def find_clusters(buckets: Buckets, rows: Numbers, pool: Pool, keep: bool) -> Clusters:
     """Clusters rows of similar prompts or similar whole texts.
 
     Two rows are similar when the word shingles of their prompts, or of prompts and answers together, have a Jaccard similarity of at
@@ -48,151 +147,100 @@ def find_clusters(rows: list[Row], threshold: float, shingle_words: int, keep: b
     not agree are a conflict, and both stay.
 
     Args:
-        rows: exact duplicates removed.
-        threshold: Jaccard similarity, above 0.
-        shingle_words: words of a shingle; a shorter text is one shingle.
+        buckets: of the rows in order of id.
+        rows: [rows] int64, those that meet another, ascending: `buckets.rows()`.
+        pool: what is compared of them, in the same order.
         keep: near-duplicates stay, and only the clusters tell of them.
-        seed: of the permutations.
 
     Returns:
-        The clusters; every row is in one.
+        The clusters.
     """
-    rows = sorted(rows, key=lambda row: row.id)
     found = Clusters()
-    prompts = [_shingles(prompt_text(row), shingle_words) for row in rows]
-    # of a labelled row the text alone counts: its label must not make two texts more alike
-    wholes = [
-        p if r.label is not None else _shingles(f"{prompt_text(r)}\n{answer_text(r)}", shingle_words)
-        for p, r in zip(prompts, rows, strict=True)
-    ]
-    asked: dict[str, int] = defaultdict(int)
-    keys = [normalised(prompt_text(row)) if row.label is None else "" for row in rows]
-    for key in keys:
-        asked[key] += 1
-    common = [bool(key) and asked[key] > MAX_SAME_PROMPT for key in keys]
-    found.shared_prompts = sum(1 for key, count in asked.items() if key and count > MAX_SAME_PROMPT)
+    larger, smaller = _split(buckets.pairs)
+    alike: dict[int, list[tuple[int, float, float, bool]]] = defaultdict(list)
+    one, other = np.searchsorted(rows, larger), np.searchsorted(rows, smaller)
+    which, *told = pool.similar(one, other)
+    for row, its, *how in zip(larger[which].tolist(), smaller[which].tolist(), *(array.tolist() for array in told), strict=True):
+        alike[row].append((its, *how))
+    found.compared = len(larger)
 
-    union: Union[str] = Union()
-    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    places = [_shared_buckets(view, threshold, seed) for view in _views(prompts, wholes)]
-    views = len(places)
-    for number, row in enumerate(rows):
-        mine = [
-            (band, bucket)
-            for view, rows_buckets in enumerate(places)
-            for band, bucket in rows_buckets[number]
-            if not (view == 0 and common[number])
-        ]
-        candidates = sorted({other for bucket in mine for other in buckets[bucket][-MAX_COMPARED:]})
+    place = dict(zip(rows.tolist(), range(len(rows)), strict=True)) if buckets.crowded else {}
+    kept: dict[int, list[int]] = defaultdict(list)  # of each crowded bucket, ascending
+    for row in sorted({*alike, *buckets.crowded}):
+        met = [pair for pair in alike.get(row, ()) if pair[0] not in found.repeats]
+        crowds = buckets.crowded.get(row, ())
+        theirs = _most_met([kept[crowd][-MAX_COMPARED:] for crowd in crowds], {pair[0] for pair in met})
+        if theirs:
+            mine = np.full(len(theirs), place[row])
+            which, *told = pool.similar(mine, np.array([place[its] for its in theirs]))
+            met += zip((theirs[number] for number in which.tolist()), *(array.tolist() for array in told), strict=True)
+            found.compared += len(theirs)
         best: tuple[float, int] | None = None
-        for other in candidates:
-            whole = jaccard(wholes[number], wholes[other])
-            prompt = whole
-            if views == 2:
-                prompt = 0.0 if common[number] and common[other] else jaccard(prompts[number], prompts[other])
-            if max(prompt, whole) < threshold:
-                continue
-            union.join(row.id, rows[other].id)
-            if not answers_agree(row, rows[other], threshold, shingle_words):
-                found.conflicts.append((rows[other].id, row.id, max(prompt, whole)))
-            elif whole >= threshold and (best is None or whole > best[0]):
-                best = (whole, other)
+        for its, whole, most, agree in sorted(met):
+            found.union.join(row, its)
+            if not agree:
+                found.conflicts.append((its, row, most))
+            elif whole >= pool.threshold and (best is None or whole > best[0]):
+                best = (whole, its)
         if best is not None and not keep:
-            found.repeats[row.id] = (rows[best[1]].id, best[0])
+            found.repeats[row] = (best[1], best[0])
             continue
-        for bucket in mine:
-            buckets[bucket].append(number)
-    found.cluster = {row.id: union.find(row.id) for row in rows}
+        for crowd in crowds:
+            kept[crowd].append(row)
     return found
 
 
-def _views(prompts: list[set[int]], wholes: list[set[int]]) -> list[list[set[int]]]:
-    """The shingle sets to look for neighbours in: prompts, and whole texts where any row's differ from its prompt's."""
-    same = all(prompt is whole for prompt, whole in zip(prompts, wholes, strict=True))
-    return [prompts] if same else [prompts, wholes]
+def _most_met(crowds: list[list[int]], known: set[int]) -> list[int]:
+    """Of the latest rows kept in crowded buckets those in the most buckets, the latest of equals, at most MAX_COMPARED, ascending."""
+    met = Counter(row for crowd in crowds for row in crowd if row not in known)
+    return sorted(heapq.nlargest(MAX_COMPARED, met, key=lambda row: (met[row], row)))
 
 
-def prompt_text(row: Row) -> str:
-    """What a row asks: its text without the system messages, unless there is nothing else."""
-    body = row.messages[:-1] if row.messages and row.messages[-1]["role"] == "assistant" else row.messages
-    return "\n".join(message["content"] for message in body if message["role"] != "system") or row.text
-
-
-def answer_text(row: Row) -> str:
-    """What a row teaches to answer: the label, the answer, or both answers of a preference row."""
-    if row.label is not None:
-        return row.label
-    return "\n\n".join([row.answer, *(message["content"] for message in row.rejected or ())])
-
-
-def answers_agree(one: Row, other: Row, threshold: float, shingle_words: int) -> bool:
-    """Whether two rows teach the same answer: equal labels, or answers whose similarity is at least the threshold."""
-    if one.label is not None or other.label is not None:
-        return one.label == other.label
-    return jaccard(_shingles(answer_text(one), shingle_words), _shingles(answer_text(other), shingle_words)) >= threshold
-
-
-def jaccard(one: set[int], other: set[int]) -> float:
-    """The size of two sets' intersection over that of their union."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
-
-
-def _shingles(text: str, length: int) -> set[int]:
-    return set(run_hashes(words(text), length))
-
-
-def rows_per_band(threshold: float) -> int:
-    """The most MinHash rows a band may have for a pair at the threshold to share a band with probability RECALL."""
-    return max(
-        [1, *(r for r in range(1, PERMUTATIONS + 1) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL)],
-    )
-
-
-def _shared_buckets(shingles: list[set[int]], threshold: float, seed: int) -> list[list[tuple[int, int]]]:
-    """For each set the buckets (band, hash) that it shares with another set; most rows of most data share none.
+def jaccard(sets: Sets, one: Numbers, other: Numbers) -> npt.NDArray[np.float64]:
+    """The size of two sets' intersection over that of their union, of many pairs at once.
 
     Args:
-        shingles: one set a row.
-        threshold: of similarity; decides the bands.
-        seed: of the permutations.
+        sets: of shingles.
+        one: [pairs] int64, places in `sets`.
+        other: [pairs] int64.
 
     Returns:
-        One list a row.
+        [pairs] float64.
     """
-    from rensa import RMinHash
-
-    shared: list[list[tuple[int, int]]] = [[] for _ in shingles]
-    if not shingles:
-        return shared
-    digests: Any = RMinHash.digest_matrix_from_token_hash_sets([sorted(s) for s in shingles], PERMUTATIONS, seed).to_rows()
-    matrix = np.array(digests, dtype=np.uint64)
-    depth = rows_per_band(threshold)
-    for band in range(PERMUTATIONS // depth):
-        hashes = _mix(matrix[:, band * depth : (band + 1) * depth])
-        _, where, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        for number in np.flatnonzero(counts[where] > 1):
-            shared[number].append((band, int(hashes[number])))
-    return shared
+    sizes = sets.counts[one] + sets.counts[other]
+    shared = np.zeros(len(one), dtype=np.int64)
+    blocks = np.cumsum(sizes) // BLOCK_SHINGLES
+    edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(one)]
+    for start, stop in pairwise(edges):
+        rows = np.stack([one[start:stop], other[start:stop]], axis=1).ravel()
+        pair = np.repeat(np.arange(stop - start, dtype=np.uint64), sizes[start:stop])
+        keyed = np.sort((pair << np.uint64(32)) | sets.shingles[spread(sets.starts[rows], sets.counts[rows])])
+        twice = keyed[1:][keyed[1:] == keyed[:-1]] >> np.uint64(32)
+        shared[start:stop] = np.bincount(twice.astype(np.int64), minlength=stop - start)
+    return shared / (sizes - shared)
 
 
-def _mix(columns: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One 64-bit hash a row of [rows, depth] uint64, by multiplication and shift; a collision costs one comparison."""
-    mixed = np.zeros(len(columns), dtype=np.uint64)
-    for column in columns.T:
-        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
-
-
-def conflict_groups(conflicts: Iterable[tuple[str, str, float]]) -> list[list[str]]:
-    """Conflicting pairs as sorted groups of ids that hang together, the largest first."""
-    union: Union[str] = Union()
+def conflict_groups(conflicts: Iterable[tuple[int, int, float]]) -> list[list[int]]:
+    """Conflicting pairs as sorted groups of rows that hang together, the largest first."""
+    union: Union[int] = Union()
     pairs = list(conflicts)
     for one, other, _ in pairs:
         union.join(one, other)
-    groups: dict[str, set[str]] = defaultdict(set)
+    groups: dict[int, set[int]] = defaultdict(set)
     for pair in pairs:
-        for name in pair[:2]:
-            groups[union.find(name)].add(name)
+        for row in pair[:2]:
+            groups[union.find(row)].add(row)
     return sorted((sorted(group) for group in groups.values()), key=lambda group: (-len(group), group[0]))
+
+
+def _pairs(members: Hashes, starts: Numbers, sizes: Numbers) -> Hashes:
+    """All pairs within each bucket, the larger member's number times 2^32 plus the smaller's; members ascend within a bucket."""
+    earlier = spread(np.zeros(len(starts), dtype=np.int64), sizes)  # a member's place in its bucket: how many come before it
+    place = spread(starts, sizes)
+    later = np.repeat(place, earlier)
+    first = np.repeat(np.repeat(starts, sizes), earlier) + spread(np.zeros(len(earlier), dtype=np.int64), earlier)
+    return (members[later] << np.uint64(32)) | members[first]
+
+
+def _split(pairs: Hashes) -> tuple[Numbers, Numbers]:
+    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(2**32 - 1)).astype(np.int64)

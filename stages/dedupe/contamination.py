@@ -4,14 +4,14 @@ In: data/general/*.jsonl and rows. Out: for each row the longest run of words it
 match, and not the union of matches, is what predicts a gain on the item (Singh et al. 2024, arXiv 2411.03923); a paraphrase escapes.
 """
 
-import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from stages.core.errors import UserError
-from stages.core.records import Row
-from stages.dedupe.words import run_hashes, words
+import numpy as np
+
+from stages.core.overlap import RunIndex, evaluation_items
+from stages.core.words import run_hashes, word_hashes
 
 MIN_EXACT_WORDS = 4  # an item shorter than a run counts when it is a whole message of a row; shorter ones are anyone's words
 _FRAME = {"question", "answer"}  # what lm-eval's prompts put around a question
@@ -37,75 +37,62 @@ class EvaluationIndex:
 
     def __init__(self, folder: Path, ngram: int) -> None:
         """Reads every TASK.jsonl of `folder` in order of name; a run of `ngram` words counts, and the first item that has it is named."""
-        self._ngram = ngram
-        self._runs: dict[int, tuple[str, str]] = {}
-        self._whole: dict[str, tuple[str, str]] = {}
+        self._names: list[tuple[str, str]] = []
+        self._whole: dict[str, int] = {}
         self.items: dict[str, int] = {}
-        for path in sorted(folder.glob("*.jsonl")):
-            for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                try:
-                    item = json.loads(text)
-                    task, number, texts = str(item["task"]), str(item["id"]), _texts(item)
-                except (ValueError, KeyError, TypeError):
-                    remedy = "make it again: dvc repro -f -s fetch_general"
-                    raise UserError(
-                        f"{path}, line {line} is no item with id, task, context and choices or continuation; {remedy}"
-                    ) from None
-                self.items[task] = self.items.get(task, 0) + 1
-                for sequence in map(words, texts):
-                    self._add(sequence, (task, number))
+        sequences: list[list[str]] = []
+        owners: list[int] = []
+        for owner, (task, name, texts) in enumerate(evaluation_items(folder)):
+            self._names.append((task, name))
+            self.items[task] = self.items.get(task, 0) + 1
+            sequences += texts
+            owners += [owner] * len(texts)
+            for whole in (one for text in texts for one in (text, _unframed(text))):
+                if len(whole) >= MIN_EXACT_WORDS:
+                    self._whole.setdefault(" ".join(whole), owner)
+        self._runs = RunIndex(sequences, owners, ngram)
 
-    def _add(self, sequence: list[str], name: tuple[str, str]) -> None:
-        if len(sequence) >= self._ngram:
-            for run in run_hashes(sequence, self._ngram):
-                self._runs.setdefault(run, name)
-        for whole in (sequence, _unframed(sequence)):
-            if len(whole) >= MIN_EXACT_WORDS:
-                self._whole.setdefault(" ".join(whole), name)
-
-    def find(self, row: Row) -> Contamination | None:
-        """The longest run of a row's words that an item has too, or an item that is a whole message of it.
+    def find(self, rows: list[list[list[str]]]) -> dict[int, Contamination]:
+        """The longest run of each row's words that an item has too, or an item that is a whole text of it.
 
         Args:
-            row: any row.
+            rows: the words of the texts of each row that may hold an item.
 
         Returns:
-            The match, or None.
+            The match of each row that has one, by its place in `rows`.
         """
-        texts = [message["content"] for message in (*row.messages, *(row.chosen or ()), *(row.rejected or ()))]
-        # a label is no text: with the last words of a notice it could make a run by chance
-        texts = [*texts, f"{row.text}\n{row.answer}"] if row.label is None else [row.text]
-        best: Contamination | None = None
-        for text in texts:
-            sequence = words(text)
-            match = self._longest(sequence)
-            if match and (best is None or match.words > best.words):
-                best = match
-        return best
-
-    def _longest(self, sequence: list[str]) -> Contamination | None:
-        if name := self._whole.get(" ".join(sequence)):
-            return Contamination(*name, len(sequence))
-        if len(sequence) < self._ngram:
-            return None
-        best, start = None, None
-        hashes = run_hashes(sequence, self._ngram)
-        for place in range(len(hashes) + 1):
-            inside = place < len(hashes) and hashes[place] in self._runs
-            if inside and start is None:
-                start = place
-            elif not inside and start is not None:
-                length = place - start + self._ngram - 1
-                if best is None or length > best.words:
-                    best = Contamination(*self._runs[hashes[start]], length)
-                start = None
-        return best
+        found: dict[int, Contamination] = {}
+        long, numbers = [], []
+        for number, texts in enumerate(rows):
+            for sequence in texts:
+                owner = self._whole.get(" ".join(sequence))
+                if owner is not None:
+                    _longer(found, number, Contamination(*self._names[owner], len(sequence)))
+                elif len(sequence) >= self._runs.length:
+                    long.append(sequence)
+                    numbers.append(number)
+        hashes, counts = run_hashes(*word_hashes(long), self._runs.length)
+        hits, places = self._runs.find(hashes)
+        if len(hits):
+            texts_of = np.repeat(np.arange(len(long)), counts)[hits]
+            # runs that follow one another in one text are one longer run
+            following = (np.diff(hits, prepend=-2) == 1) & (np.diff(texts_of, prepend=-1) == 0)
+            starts = np.flatnonzero(~following)
+            for start, end in zip(starts, [*starts[1:], len(hits)], strict=True):
+                task, item = self._names[self._runs.owners[places[start]]]
+                _longer(found, numbers[texts_of[start]], Contamination(task, item, int(end - start) + self._runs.length - 1))
+        return found
 
 
-def _texts(item: dict[str, Any]) -> list[str]:
-    """The texts of an item: its context alone, and with each choice or the continuation."""
-    context = str(item["context"])
-    return [context, *(f"{context} {ending}" for ending in (item["choices"] if "choices" in item else [item["continuation"]]))]
+@cache
+def evaluation_index(folder: Path, ngram: int) -> EvaluationIndex:
+    """The index of an absolute path, read once a process."""
+    return EvaluationIndex(folder, ngram)
+
+
+def _longer(found: dict[int, Contamination], number: int, match: Contamination) -> None:
+    if number not in found or match.words > found[number].words:
+        found[number] = match
 
 
 def _unframed(sequence: list[str]) -> list[str]:
