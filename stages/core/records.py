@@ -7,7 +7,7 @@ A preference row has its prompt in `messages` and the two answers in `chosen` an
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ def rows_of(table: pa.Table) -> list[Row]:
 
 
 def _row(record: dict[str, Any]) -> Row:
-    values = {field.name: record[field.name] for field in fields(Row)}
+    values = {name: record[name] for name in SCHEMA.names}
     for name in ("messages", "chosen", "rejected"):
         values[name] = None if values[name] is None else tuple(values[name])
     return Row(**values)

@@ -6,7 +6,7 @@ the rows it contradicts. Only rows that are kept are compared with, so that what
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ MAX_SAME_PROMPT = 10  # a prompt that more rows share is an instruction, and say
 BLOCK_SHINGLES = 4_000_000  # of pairs that are compared at once
 
 Numbers = npt.NDArray[np.int64]
+Likeness = Callable[[Sets, Numbers, Numbers], npt.NDArray[np.float64]]
 
 
 @dataclass
@@ -63,27 +64,28 @@ class Pool:
     threshold: float
 
     def similar(
-        self, one: Numbers, other: Numbers
+        self, one: Numbers, other: Numbers, likeness: Likeness
     ) -> tuple[Numbers, npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Compares pairs.
 
         Args:
             one: [pairs] int64, places in the pool.
             other: [pairs] int64.
+            likeness: `jaccard`, or `jaccard_of_few` where the pairs are of one row.
 
         Returns:
             Of the pairs that are alike: their numbers, the similarity of the whole texts, the larger of it and the prompts', and whether
             the answers agree: equal labels, or answers as similar as that.
         """
-        whole = jaccard(self.wholes, one, other)
+        whole = likeness(self.wholes, one, other)
         prompt = whole
         if self.prompts is not self.wholes:
-            prompt = np.where(self.common[one] & self.common[other], 0.0, jaccard(self.prompts, one, other))
+            prompt = np.where(self.common[one] & self.common[other], 0.0, likeness(self.prompts, one, other))
         alike = np.flatnonzero(np.maximum(prompt, whole) >= self.threshold)
         one, other, whole, prompt = one[alike], other[alike], whole[alike], prompt[alike]
         agree = self.label[one] == self.label[other]
         free = np.flatnonzero(agree & (self.label[one] == 0))
-        agree[free] = jaccard(self.answers, one[free], other[free]) >= self.threshold
+        agree[free] = likeness(self.answers, one[free], other[free]) >= self.threshold
         return alike, whole, np.maximum(prompt, whole), agree
 
 
@@ -126,7 +128,7 @@ class Buckets:
                 sizes = np.diff(edges)
                 members = keyed & np.uint64(2**32 - 1)
                 few = (sizes > 1) & (sizes <= MAX_COMPARED)
-                self.pairs = np.unique(np.concatenate([self.pairs, _pairs(members, edges[:-1][few], sizes[few])]))
+                self.pairs = _distinct(np.concatenate([self.pairs, _pairs(members, edges[:-1][few], sizes[few])]))
                 for start, size in zip(edges[:-1][sizes > MAX_COMPARED].tolist(), sizes[sizes > MAX_COMPARED].tolist(), strict=True):
                     for row in members[start : start + size].tolist():
                         self.crowded[row].append(buckets)
@@ -159,7 +161,7 @@ def find_clusters(buckets: Buckets, rows: Numbers, pool: Pool, keep: bool) -> Cl
     larger, smaller = _split(buckets.pairs)
     alike: dict[int, list[tuple[int, float, float, bool]]] = defaultdict(list)
     one, other = np.searchsorted(rows, larger), np.searchsorted(rows, smaller)
-    which, *told = pool.similar(one, other)
+    which, *told = pool.similar(one, other, jaccard)
     for row, its, *how in zip(larger[which].tolist(), smaller[which].tolist(), *(array.tolist() for array in told), strict=True):
         alike[row].append((its, *how))
     found.compared = len(larger)
@@ -172,7 +174,7 @@ def find_clusters(buckets: Buckets, rows: Numbers, pool: Pool, keep: bool) -> Cl
         theirs = _most_met([kept[crowd][-MAX_COMPARED:] for crowd in crowds], {pair[0] for pair in met})
         if theirs:
             mine = np.full(len(theirs), place[row])
-            which, *told = pool.similar(mine, np.array([place[its] for its in theirs]))
+            which, *told = pool.similar(mine, np.array([place[its] for its in theirs]), jaccard_of_few)
             met += zip((theirs[number] for number in which.tolist()), *(array.tolist() for array in told), strict=True)
             found.compared += len(theirs)
         best: tuple[float, int] | None = None
@@ -220,6 +222,18 @@ def jaccard(sets: Sets, one: Numbers, other: Numbers) -> npt.NDArray[np.float64]
     return shared / (sizes - shared)
 
 
+def jaccard_of_few(sets: Sets, one: Numbers, other: Numbers) -> npt.NDArray[np.float64]:
+    """What `jaccard` gives, for pairs of one and the same row: its shingles are looked up, and nothing is sorted."""
+    if not len(one):
+        return np.zeros(0)
+    mine = sets.shingles[sets.starts[one[0]] : sets.starts[one[0]] + sets.counts[one[0]]]
+    counts = sets.counts[other]
+    theirs = sets.shingles[spread(sets.starts[other], counts)]
+    found = mine[np.minimum(np.searchsorted(mine, theirs), len(mine) - 1)] == theirs
+    shared = np.add.reduceat(found.astype(np.int64), np.cumsum(counts) - counts)
+    return shared / (len(mine) + counts - shared)
+
+
 def conflict_groups(conflicts: Iterable[tuple[int, int, float]]) -> list[list[int]]:
     """Conflicting pairs as sorted groups of rows that hang together, the largest first."""
     union: Union[int] = Union()
@@ -240,6 +254,12 @@ def _pairs(members: Hashes, starts: Numbers, sizes: Numbers) -> Hashes:
     later = np.repeat(place, earlier)
     first = np.repeat(np.repeat(starts, sizes), earlier) + spread(np.zeros(len(earlier), dtype=np.int64), earlier)
     return (members[later] << np.uint64(32)) | members[first]
+
+
+def _distinct(values: Hashes) -> Hashes:
+    """The distinct values, ascending; numpy's own `unique` hashes them, which is slower for many."""
+    values = np.sort(values)
+    return values[np.flatnonzero(np.diff(values, prepend=~values[:1]))]
 
 
 def _split(pairs: Hashes) -> tuple[Numbers, Numbers]:
