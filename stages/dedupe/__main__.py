@@ -99,9 +99,6 @@ def dedupe(source: Path, general: Path, params: Dedupe, seed: int, place: Callab
 
     Returns:
         The report's details.
-
-    Raises:
-        UserError: two rows have the same id.
     """
     found = judged(source, general, params, seed)
     shown, examples = _examples(found)

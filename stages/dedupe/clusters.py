@@ -111,14 +111,17 @@ class Buckets:
         crowded: of each row in buckets of more than MAX_COMPARED rows, those buckets.
     """
 
+    pairs: Hashes
+    crowded: dict[int, list[int]]
+
     def __init__(self, views: Iterable[tuple[Bands, npt.NDArray[np.bool_]]]) -> None:
         """Sorts the rows by bucket.
 
         Args:
             views: [rows, bands] uint32 and [rows] bool, which rows to look at, of each way of looking at a row.
         """
-        self.pairs: Hashes = np.zeros(0, dtype=np.uint64)
-        self.crowded: dict[int, list[int]] = defaultdict(list)
+        self.pairs = np.zeros(0, dtype=np.uint64)
+        self.crowded = defaultdict(list)
         buckets = 0
         for bands, seen in views:
             rows = np.flatnonzero(seen).astype(np.uint64)
