@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.clean.cleaning import SAMPLES, actions
 from stages.clean.findings import Redactor, separate
 from stages.clean.personal_data import find_personal_data, is_card, is_iban
-from stages.clean.rules import repetition
+from stages.clean.quality import repetition
 from stages.clean.secrets import find_secrets
+from stages.clean.tally import Tally, report_of
 from stages.clean.unicode import repair
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import canonical_json
 from stages.core.params import Clean, load_params
-from stages.core.records import Row, read_rejected, read_rows, write_rows
+from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rows
 from tests.rows import chat, labelled, numbered, preference
 
 stage = import_module("stages.clean.__main__")
@@ -29,11 +31,22 @@ PROSE = "The library may be copied, changed and passed on by anyone who keeps th
 
 def params(**changes: object) -> Clean:
     values = {**load_params(Path(__file__).parent.parent / "params.yaml").clean.model_dump(), "languages": [], **changes}
+    for name in ("secrets", "personal_data"):
+        values[name] = {"default": values[name]} if isinstance(values[name], str) else values[name]
     return Clean.model_validate(values)
 
 
+def clean(rows: list[Row], params: Clean, workers: int = 1) -> tuple[list[Row], list[Rejected], dict]:
+    tally, kept, rejected = Tally(), [], []
+    for batch in stage.clean_rows(rows, params, workers):
+        kept += batch.kept
+        rejected += batch.rejected
+        tally.add(batch.tally, SAMPLES)
+    return kept, rejected, report_of(tally, params, actions(params))
+
+
 def one(row: Row, **changes: object) -> tuple[list[Row], list, dict]:
-    return stage.clean(numbered([row]), params(**changes))
+    return clean(numbered([row]), params(**changes))
 
 
 def rule_of(row: Row, **changes: object) -> str | None:
@@ -93,9 +106,7 @@ def test_repairing_mojibake_reaches_a_fixed_point(text: str, wrong: str) -> None
 
 
 def test_repairs_are_counted_and_shown_before_and_after() -> None:
-    kept, _, report = stage.clean(
-        numbered([chat(f"{PROSE} Â© Red Hat", "An answer.\u200b"), chat("Plain prompt", "Plain answer")]), params()
-    )
+    kept, _, report = clean(numbered([chat(f"{PROSE} Â© Red Hat", "An answer.\u200b"), chat("Plain prompt", "Plain answer")]), params())
     assert report["repaired"] == {"mojibake": 1, "invisible": 1}
     assert kept[0].answer == "An answer."
     assert "Â©" in report["repair_samples"][0]["before"]
@@ -141,8 +152,8 @@ def test_a_short_answer_does_not_repeat_itself() -> None:
     ],
 )
 def test_refusals_are_rejected_where_that_is_asked_for(answer: str, refused: bool) -> None:
-    assert (rule_of(chat("Please do this for me.", answer), refusals=True) == "refusal") == refused
-    assert rule_of(chat("Please do this for me.", answer), refusals=False) is None
+    assert (rule_of(chat("Please do this for me.", answer), max_refusal=0.5) == "refusal") == refused
+    assert rule_of(chat("Please do this for me.", answer), max_refusal=None) is None
 
 
 @pytest.mark.parametrize(
@@ -164,7 +175,7 @@ def test_foreign_prose_is_rejected_and_names_markup_and_code_are_not(text: str, 
 
 def test_an_unknown_language_is_told_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"clean.languages names xx, which the language model does not know; it knows .*\ben\b"):
-        stage.clean([], params(languages=["en", "xx"]))
+        clean([], params(languages=["en", "xx"]))
 
 
 # secrets and personal data
@@ -198,7 +209,7 @@ PERSONAL = {
     "phone": ["+1(415)492-9861", "(630) 252-4318", "+44 1223 334714", "1-800-548-4725", "617-542-5942", "+41-44-5150410"],
     "iban": ["DE89 3704 0044 0532 0130 00", "GB82WEST12345698765432"],
     "card": ["4242 4242 4242 4242", "378282246310005", "5555-5555-5555-4444"],
-    "ssn": ["536-90-4399"],
+    "us_ssn": ["536-90-4399"],
     "ip": ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"],
 }
 
@@ -295,7 +306,7 @@ def test_drop_redact_and_keep_do_what_they_say(what: str) -> None:
 def test_no_secret_and_no_personal_datum_is_in_the_report_or_the_evidence(action: str) -> None:
     values = [make(7) for make in SECRETS.values()] + [value for group in PERSONAL.values() for value in group]
     rows = [chat(f"{value} Â© x {PROSE}", "An answer.") for value in values] + [chat(f"again {value} " * 12, "No.") for value in values]
-    kept, rejected, report = stage.clean(numbered(rows), params(secrets=action, personal_data=action, max_repetition=0.3))
+    kept, rejected, report = clean(numbered(rows), params(secrets=action, personal_data=action, max_repetition=0.3))
     told = canonical_json(report) + "".join(json.dumps(item.evidence) for item in rejected)
     assert [value for value in values if value in told or value.replace("\n", "\\n") in told] == []
     assert sum(report["secrets"]["values"].values()) + sum(report["personal_data"]["values"].values()) >= 2 * len(values)
@@ -324,12 +335,12 @@ ACTIONS = st.sampled_from(["drop", "redact", "keep"])
 @settings(max_examples=150, deadline=None)
 @given(ROWS, ACTIONS, ACTIONS)
 def test_rows_are_conserved_and_cleaning_twice_changes_nothing_more(rows: list[Row], secrets: str, personal_data: str) -> None:
-    chosen = params(secrets=secrets, personal_data=personal_data, refusals=True)
+    chosen = params(secrets=secrets, personal_data=personal_data, max_refusal=0.5)
     rows = numbered(rows)
-    kept, rejected, report = stage.clean(rows, chosen)
+    kept, rejected, report = clean(rows, chosen)
     assert sorted(row.id for row in rows) == sorted(row.id for row in [*kept, *(item.row for item in rejected)])
     assert sum(report["rejected"].values()) == len(rejected) == report["rows_in"] - report["rows_out"]
-    again, rejected_again, _ = stage.clean(kept, chosen)
+    again, rejected_again, _ = clean(kept, chosen)
     assert again == kept
     assert rejected_again == []
 

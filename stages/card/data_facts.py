@@ -105,8 +105,11 @@ def _repairs(report: Report) -> str | None:
     changed = [f"{count(rows)} rows: {name.replace('_', ' ')} repaired" for name, rows in sorted(report["repaired"].items())]
     for kind, what in (("secrets", "secrets"), ("personal_data", "personal data")):
         found = report[kind]
-        if found["action"] == "redact":
-            changed += [f"{count(rows)} rows: {name} redacted ({what})" for name, rows in sorted(found["rows"].items())]
+        changed += [
+            f"{count(rows)} rows: {name} redacted ({what})"
+            for name, rows in sorted(found["rows"].items())
+            if found["actions"].get(name, found["action"]) == "redact"
+        ]
     return "; ".join(changed) or None
 
 

@@ -1,4 +1,4 @@
-"""Personal data with a shape that can be checked: e-mail, telephone, IBAN, payment card, US social security number, public IP address.
+"""Personal data with a shape that can be checked: e-mail, telephone, IBAN, payment card, national numbers, public IP address, accounts.
 
 In: a text. Out: findings by place and kind, never the value. Names and postal addresses have no such shape and are not looked for.
 Copyright years, versions, dates, part numbers and hexadecimal must not be found: what has a check digit is checked, what has none
@@ -8,7 +8,9 @@ needs its usual grouping or its usual word before it.
 import ipaddress
 import re
 
+from stages.clean.accounts import find_accounts
 from stages.clean.findings import Finding
+from stages.clean.national_ids import find_national_ids
 
 _EMAIL = re.compile(
     r"(?<![\w.+%-])[A-Za-z0-9](?:[\w.+%-]{0,62}[\w+%-])?@(?P<host>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24})(?![\w-])",
@@ -31,7 +33,9 @@ _PHONES = (
         re.IGNORECASE,
     ),
 )
-_SEVEN_DIGITS = re.compile(r"(?:\d[^\w\n]{0,3}){4}")  # all but e-mail have at least four digits close together, save what letters part
+_DIGITS = re.compile(
+    r"(?:\d[^\w\n]{0,3}){4}|[A-Z]{6}\d\d[A-Z]\d\d"
+)  # without four digits close together, an Italian's number apart, only e-mail and accounts
 _DATE = re.compile(r"(?:19|20)\d\d[ .\-/](?:\d\d?[ .\-/]\d\d?|(?:19|20)\d\d)|\d\d?[ .\-/]\d\d?[ .\-/](?:19|20)\d\d")
 
 _IBAN = re.compile(r"(?<![A-Z0-9-])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
@@ -48,29 +52,29 @@ _CARD = re.compile(
     r"(?<![\w.+-])(?:\d{4}(?P<s>[ -]?)\d{4}(?P=s)\d{4}(?P=s)\d{1,7}|\d{4}(?P<t>[ -])\d{6}(?P=t)\d{4,5}|\d{14,15})(?!\w|[.-]\d)"
 )
 _CARD_ISSUER = re.compile(r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7]|35|6[05]|62)\d{14}|3[47]\d{13}|3[068]\d{12}")
-_SSN = re.compile(r"(?<![\w.+-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?!\w|[.-]\d)")
 _IPV4 = re.compile(r"(?<![\w.:/+-])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d|-\w)")
 _VERSION_BEFORE = re.compile(r"(?:\bv|version|ver\.?|release|rev(?:ision)?\.?|build|section|clause|§|[<>=~^]=?)[ :=]{0,3}$", re.IGNORECASE)
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{1,4}(?::{1,2}[0-9A-Fa-f]{1,4}){3,7}(?![\w:])")
 
 
 def find_personal_data(text: str) -> list[Finding]:
-    """Every e-mail, telephone, IBAN, card, social security number and public IP address in a text, unordered; spans may overlap.
+    """Every personal datum with a checkable shape in a text, unordered; spans may overlap.
 
     Args:
         text: any text.
 
     Returns:
-        Findings of kinds email, phone, iban, card, ssn, ip.
+        Findings of kinds email, phone, iban, card, ip and those of accounts.py and national_ids.py.
     """
     found: list[Finding] = []
     if "@" in text:
         found += [Finding(*match.span(), "email") for match in _EMAIL.finditer(text) if not _NO_MAILBOX.search(match[0])]
-    if not _SEVEN_DIGITS.search(text):
+    found += find_accounts(text)
+    if not _DIGITS.search(text):
         return found
     found += [Finding(*match.span(), "iban") for match in _IBAN.finditer(text) if is_iban(match[0])]
     found += [Finding(*match.span(), "card") for match in _CARD.finditer(text) if is_card(match[0])]
-    found += [Finding(*match.span(), "ssn") for match in _SSN.finditer(text)]
+    found += find_national_ids(text)
     found += [Finding(*match.span(), "ip") for match in _IPV4.finditer(text) if _is_public_ipv4(match, text)]
     found += [Finding(*match.span(), "ip") for match in _IPV6.finditer(text) if _is_public(match[0])]
     # a number that is already something surer is no telephone

@@ -1,47 +1,96 @@
-"""The rules by which clean rejects a row, each with a name, its evidence and how far the row went beyond it.
+"""The rules by which clean rejects a row: each has a name, a measure and a limit in params.yaml; null measures and rejects nothing.
 
-In: a repaired and redacted row and the parameters. Out: None, or the verdict of the first rule that rejects it.
+In: a repaired and redacted row and the parameters. Out: every rule's measure, and the first rule that rejects the row. The label of a
+labelled row is never judged, nor is the answer of a preference row that is to be avoided.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.clean import quality
+from stages.clean.language import foreign
 from stages.core.params import Clean
 from stages.core.records import Row
 
-REPEATED_WORDS = 5  # words of a sequence whose second occurrence is repetition (Rae et al. 2021, Gopher, table A1)
-# A row is foreign when the classifier is sure of it. Its probabilities are tempered by length: of real foreign notices its three best
-# have more than 0.9 together, of English ones made of names, markup and addresses less than 0.35, spread over all languages.
-SURE_SHARE = 0.6
-MAX_WANTED_SHARE = 0.1  # of the wanted languages together, in a foreign row
-_CANNOT = r"i (?:can(?:'?t|not| not)|am (?:not able|unable)|won'?t|must decline|will not)|i'?m (?:not able|unable)"
-_DO = "help|assist|comply|fulfil+|provide|answer|do that|continue|support|engage|create|generate|write|discuss|share"
-_REFUSAL = re.compile(
-    rf"^\W*(?:(?:i'?m|i am) (?:really |very |so )?sorry\b[^.!?\n]{{0,40}}?(?:but |, |; )?)?(?:"
-    rf"(?:unfortunately,? )?(?:{_CANNOT})(?: to)?\s+(?:be able to )?(?:{_DO})"
-    rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.!?\n]{{0,60}}\b(?:{_CANNOT}|i (?:don'?t|do not) have)"
-    rf"|(?:my apologies|i apologi[sz]e)\b[^.!?\n]{{0,20}}\b(?:{_CANNOT}))",
-    re.IGNORECASE,
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the rules look at in a row.
+
+    Attributes:
+        texts: every text but a label.
+        prompt: all before the last answer.
+        answers: the free answers to be learnt: none of a labelled row, the chosen one of a preference row.
+        turns: each answer with what was said since the answer before.
+    """
+
+    texts: list[str]
+    prompt: str
+    answers: list[str]
+    turns: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of one number.
+
+    Attributes:
+        name: of the rule, as rejected rows carry it.
+        limit: the key of `clean` with the number that a row may reach.
+        measure: of a row; None where the rule has nothing to judge.
+        below: whether less than the limit is rejected, not more.
+        shows_end: whether the end of a row is what a person must see.
+    """
+
+    name: str
+    limit: str
+    measure: Callable[[Fields], float | None]
+    below: bool = False
+    shows_end: bool = False
+
+
+def _worst(measure: Callable[[str], float]) -> Callable[[Fields], float]:
+    return lambda fields: max(map(measure, fields.answers), default=0.0)
+
+
+def _ratios(fields: Fields) -> list[float]:
+    return [quality.length_ratio(prompt, answer) for prompt, answer in fields.turns]
+
+
+def _characters(fields: Fields) -> int:
+    return sum(map(len, fields.texts))
+
+
+SIZES = (Rule("too_short", "min_characters", _characters, below=True), Rule("too_long", "max_characters", _characters))
+RULES = (
+    Rule("repetition", "max_repetition", lambda fields: max(map(quality.repetition, fields.texts))),
+    Rule("truncated", "max_truncation", _worst(quality.truncation), shows_end=True),
+    Rule("refusal", "max_refusal", _worst(quality.refusal)),
+    Rule("boilerplate", "max_boilerplate", lambda fields: quality.boilerplate(fields.answers)),
+    Rule("mojibake", "max_mojibake", lambda fields: max(map(quality.mojibake, fields.texts))),
+    Rule("markup", "max_markup", lambda fields: max((quality.markup(*turn) for turn in fields.turns), default=0.0)),
+    Rule("unclosed_fence", "max_unclosed_fences", _worst(quality.unclosed_fences), shows_end=True),
+    Rule("short_for_prompt", "min_length_ratio", lambda fields: min(_ratios(fields), default=None), below=True),
+    Rule("long_for_prompt", "max_length_ratio", lambda fields: max(_ratios(fields), default=None)),
 )
-_NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|\b[a-z]+://\S+|</?\w[^<>]{0,200}>", re.DOTALL)
+LANGUAGE = Rule("language", "max_foreign", lambda fields: None)  # measured with the model, in `judge`
+ALL_RULES = (*SIZES, *RULES, LANGUAGE)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Why a row is rejected.
+class Judgement:
+    """What the rules say of a row.
 
     Attributes:
-        rule: the rule's name.
-        evidence: what was measured and what was allowed.
-        extremity: larger for a worse row; orders the examples of a rule in the report.
+        measures: by rule.
+        rule: the one that rejects the row, or None.
+        evidence: what was measured and what is allowed.
     """
 
-    rule: str
+    measures: dict[str, float]
+    rule: str | None
     evidence: dict[str, Any]
-    extremity: float
 
 
 def contents(row: Row) -> list[str]:
@@ -50,89 +99,69 @@ def contents(row: Row) -> list[str]:
     return [message["content"] for message in (*messages, *(row.chosen or ()), *(row.rejected or ()))]
 
 
-def judge(row: Row, params: Clean, language_of: Callable[[str], dict[str, float]] | None) -> Verdict | None:
-    """The first rule that rejects a row, in the order of the function's lines.
+def fields_of(row: Row) -> Fields:
+    """What the rules look at in a row."""
+    answers: list[str] = []
+    turns: list[tuple[str, str]] = []
+    asked: list[str] = []
+    for message in (*row.messages, *(row.chosen or ())):
+        if message["role"] != "assistant":
+            asked.append(message["content"])
+        elif row.label is None:
+            answers.append(message["content"])
+            turns.append(("\n".join(asked), message["content"]))
+            asked = []
+    return Fields(contents(row), row.text, answers, turns)
+
+
+def judge(row: Row, params: Clean) -> Judgement:
+    """Measures a row and finds the first rule that rejects it, in the order of ALL_RULES; an empty row and one of a wrong size is not
+    measured further.
 
     Args:
         row: repaired, and redacted where that is asked for.
         params: the section `clean`.
-        language_of: from `language_model`, or None where every language is welcome.
 
     Returns:
-        The verdict, or None for a row that stays.
+        The judgement.
     """
-    texts = contents(row)
-    characters = sum(len(text) for text in texts)
     if not row.text.strip():
-        return Verdict("empty_prompt", {}, 0.0)
+        return Judgement({}, "empty_prompt", {})
     if not row.answer.strip() or (row.rejected is not None and not any(message["content"].strip() for message in row.rejected)):
-        return Verdict("empty_answer", {}, 0.0)
-    if characters < params.min_characters:
-        return Verdict("too_short", {"characters": characters, "min_characters": params.min_characters}, -characters)
-    if characters > params.max_characters:
-        return Verdict("too_long", {"characters": characters, "max_characters": params.max_characters}, characters)
-    share = max(repetition(text) for text in texts)
-    if share > params.max_repetition:
-        return Verdict("repetition", {"share": round(share, 4), "max_repetition": params.max_repetition}, share)
-    if params.refusals and row.label is None and (refusal := _REFUSAL.search(row.answer)):
-        return Verdict("refusal", {"characters": list(refusal.span())}, -refusal.start())
-    return None if language_of is None else _language(texts, params, language_of)
+        return Judgement({}, "empty_answer", {})
+    fields = fields_of(row)
+    measures: dict[str, float] = {}
+    for rule in SIZES:
+        measures[rule.name] = _characters(fields)
+        if beyond(rule, measures[rule.name], params) > 0:
+            return Judgement(measures, rule.name, _evidence(rule, measures, params))
+    for rule in RULES:
+        if (measured := rule.measure(fields)) is not None:
+            measures[rule.name] = round(measured, 4)
+    found: dict[str, Any] = {}
+    if params.languages:
+        share, found = foreign(fields.prompt, fields.answers, tuple(params.languages), params.min_language_characters)
+        measures[LANGUAGE.name] = round(share, 4)
+    for rule in (*RULES, LANGUAGE):
+        if rule.name in measures and beyond(rule, measures[rule.name], params) > 0:
+            more = found if rule is LANGUAGE else {}
+            return Judgement(measures, rule.name, {**_evidence(rule, measures, params), **more})
+    return Judgement(measures, None, {})
 
 
-def _language(texts: list[str], params: Clean, language_of: Callable[[str], dict[str, float]]) -> Verdict | None:
-    """Rejects a row whose prose (code, markup and addresses aside) is surely in none of the wanted languages."""
-    prose = " ".join(_NOT_PROSE.sub(" ", "\n".join(texts)).split())
-    if len(prose) < params.min_language_characters:
-        return None
-    shares = language_of(prose)
-    wanted = sum(shares.get(language, 0.0) for language in params.languages)
-    best = sorted(shares.items(), key=lambda item: (-item[1], item[0]))[:3]
-    language, share = best[0]
-    # zxx is the model's word for no language: code, tables, numbers
-    if language in (*params.languages, "zxx") or wanted > MAX_WANTED_SHARE or sum(s for _, s in best) < SURE_SHARE:
-        return None
-    evidence = {"language": language, "share": round(share, 4), "wanted": params.languages, "wanted_share": round(wanted, 4)}
-    return Verdict("language", evidence, share)
+def limit_of(rule: Rule, params: Clean) -> float | None:
+    """The rule's limit in params.yaml, None where it rejects nothing."""
+    limit: float | None = getattr(params, rule.limit)
+    return limit
 
 
-def repetition(text: str) -> float:
-    """The share of a text's words that stand in a five-word sequence which the text has had before (Rae et al. 2021).
-
-    Args:
-        text: any text.
-
-    Returns:
-        0 for a text without repetition, and for one of fewer than six words; near 1 for one sentence again and again.
-    """
-    words = text.casefold().split()
-    seen: set[tuple[str, ...]] = set()
-    repeated = bytearray(len(words))
-    for start in range(len(words) - REPEATED_WORDS + 1):
-        gram = tuple(words[start : start + REPEATED_WORDS])
-        if gram in seen:
-            repeated[start : start + REPEATED_WORDS] = b"\x01" * REPEATED_WORDS
-        seen.add(gram)
-    return sum(repeated) / len(words) if words else 0.0
+def beyond(rule: Rule, measured: float, params: Clean) -> float:
+    """How far a measure lies beyond the limit, in the measure's unit: negative within it, and always for a limit of null."""
+    limit = limit_of(rule, params)
+    if limit is None:
+        return -float("inf")
+    return limit - measured if rule.below else measured - limit
 
 
-def language_model(languages: list[str]) -> Callable[[str], dict[str, float]]:
-    """py3langid's classifier over all its languages, with probabilities that sum to one.
-
-    Args:
-        languages: the wanted ones, which it must know.
-
-    Returns:
-        A function from a text to the probability of each language.
-
-    Raises:
-        UserError: it does not know one of the languages.
-    """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    if unknown := sorted(set(languages) - set(identifier.labels)):
-        known = ", ".join(sorted(identifier.labels))
-        raise UserError(
-            f"params.yaml: clean.languages names {', '.join(unknown)}, which the language model does not know; it knows {known}"
-        )
-    return lambda text: {language: float(share) for language, share in identifier.rank(text)}
+def _evidence(rule: Rule, measures: dict[str, float], params: Clean) -> dict[str, Any]:
+    return {"measure": measures[rule.name], rule.limit: limit_of(rule, params)}

@@ -89,20 +89,80 @@ class General(Section):
     items: GeneralItems
 
 
+Action = Literal["drop", "redact", "keep"]
+# what stages/clean finds; a test holds these names to what its detectors and its planted set name
+SecretKind = Literal[
+    "default",
+    "anthropic_key",
+    "assigned_secret",
+    "aws_access_key",
+    "azure_key",
+    "chat_token",
+    "github_token",
+    "gitlab_token",
+    "google_key",
+    "hugging_face_token",
+    "jwt",
+    "mail_service_key",
+    "openai_key",
+    "package_token",
+    "password_in_url",
+    "private_key",
+    "provider_token",
+    "slack_token",
+    "stripe_key",
+]
+PersonalKind = Literal[
+    "default",
+    "account",
+    "br_cpf",
+    "card",
+    "ch_ahv",
+    "de_tax_id",
+    "email",
+    "es_dni",
+    "fr_nir",
+    "iban",
+    "ip",
+    "it_codice_fiscale",
+    "nl_bsn",
+    "phone",
+    "uk_nino",
+    "us_ssn",
+    "wallet",
+]
+NotNegativeNumber = Annotated[float, Field(ge=0)]
+
+
 class Clean(Section):
     min_characters: NotNegative
     max_characters: Positive
     languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]]
     min_language_characters: NotNegative
-    max_repetition: Share
-    secrets: Literal["drop", "redact", "keep"]
-    personal_data: Literal["drop", "redact", "keep"]
-    refusals: bool
+    secrets: dict[SecretKind, Action]
+    personal_data: dict[PersonalKind, Action]
+    max_repetition: Share | None
+    max_truncation: Share | None
+    max_refusal: Share | None
+    max_boilerplate: Share | None
+    max_mojibake: NotNegativeNumber | None
+    max_markup: NotNegativeNumber | None
+    max_unclosed_fences: NotNegative | None
+    min_length_ratio: NotNegativeNumber | None
+    max_length_ratio: NotNegativeNumber | None
+    max_foreign: Share | None
 
     @model_validator(mode="after")
     def _lengths_ordered(self) -> "Clean":
         if self.min_characters > self.max_characters:
             raise ValueError(f"clean.min_characters ({self.min_characters}) is above max_characters ({self.max_characters})")
+        return self
+
+    @model_validator(mode="after")
+    def _every_kind_has_an_action(self) -> "Clean":
+        for name, actions in (("secrets", set(self.secrets)), ("personal_data", set(self.personal_data))):
+            if "default" not in actions:
+                raise ValueError(f"clean.{name} has no default; add it (drop, redact or keep), and kinds with another action beside it")
         return self
 
 
