@@ -49,10 +49,7 @@ def clean_rows(rows: Iterable[Row], params: Clean, workers: int) -> Iterator[Bat
         workers: processes; they change nothing but the time.
 
     Returns:
-        Batches, in the order of the rows.
-
-    Raises:
-        UserError: the language model does not know one of the languages.
+        Batches, in the order of the rows. A language that the model does not know is told before the first.
     """
     if params.languages:
         language_model(tuple(params.languages))

@@ -33,6 +33,11 @@ _BOILERPLATE = re.compile(
     r"|\bprivacy policy\b|\bterms of (?:use|service)\b|\blog ?in to (?:your|continue|view)|\badvertisement\b|\bposted (?:by|on)\b",
     re.IGNORECASE,
 )
+_BOILERPLATE_HINTS = (  # the expression is tried where one of these stands in the folded text
+    "as a", "i hope", "feel free", "let me know", "hesitate", "anything else", "happy to", "thank", "great question", "sure", "certainly",
+    "of course", "absolutely", "click", "subscribe", "sign up", "read more", "continue reading", "share ", "lorem", "cookies", "javascript",
+    "browser", "not found", "rights reserved", "privacy", "terms of", "log", "advertisement", "posted",
+)  # fmt: skip
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?\n]*")
 _MARKUP = re.compile(
     r"</?(?:p|br|div|span|a|b|i|u|em|strong|ul|ol|li|table|t[rdh]|tbody|thead|h[1-6]|img|font|center|su[pb]|ref|blockquote|script|style|iframe"
@@ -120,7 +125,8 @@ def boilerplate(answers: list[str]) -> float:
     """
     answers = [answer for answer in answers if not _REFUSAL.search(answer)]
     whole = "\n".join(answers)
-    if not _BOILERPLATE.search(whole):
+    folded = whole.casefold()
+    if not any(hint in folded for hint in _BOILERPLATE_HINTS) or not _BOILERPLATE.search(whole):
         return 0.0
     sentences = [sentence for answer in answers for sentence in _SENTENCE.findall(answer)]
     return sum(len(sentence) for sentence in sentences if _BOILERPLATE.search(sentence.strip())) / len(whole)

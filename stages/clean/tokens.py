@@ -120,7 +120,7 @@ _SHAPES = [
     (kind, literal, re.compile(rf"(?<![A-Za-z0-9_])(?:{shape.replace('UUID', _UUID)})(?![A-Za-z0-9_])", re.ASCII))
     for kind, literal, shape in (line.split(maxsplit=2) for line in _TABLE.strip().splitlines())
 ]
-_LONG_WORD = re.compile(r"[\w.~+/=-]{20}", re.ASCII)  # every shape has one; most texts have none and are left after one search
+_LONG_WORD = re.compile(r"[\w.~+/=:@-]{20,}", re.ASCII)  # every shape lies within one, and most texts have none
 MIN_DISTINCT = 7  # characters of a token; one written to show the shape, such as ghp_xxxxxxxx, has fewer
 
 
@@ -133,12 +133,11 @@ def find_tokens(text: str) -> list[Finding]:
     Returns:
         Findings; spans may overlap.
     """
-    if not _LONG_WORD.search(text):
-        return []
     return [
         Finding(match.start(), match.end(), kind)
+        for word in _LONG_WORD.finditer(text)
         for kind, literal, shape in _SHAPES
-        if literal in text
-        for match in shape.finditer(text)
+        if literal in word[0]
+        for match in shape.finditer(text, *word.span())
         if "EXAMPLE" not in match[0].upper() and len(set(match[0])) >= MIN_DISTINCT
     ]
