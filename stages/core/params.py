@@ -66,6 +66,7 @@ Column = Literal[
 class Files(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled", "preference"]
     columns: dict[Column, Name]
+    bad_rows: Literal["stop", "reject"]
 
 
 class Data(Section):

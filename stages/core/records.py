@@ -6,8 +6,8 @@ A preference row has its prompt in `messages` and the two answers in `chosen` an
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,28 @@ def content_id(messages: Iterable[Message], chosen: Iterable[Message] | None, re
 
 def with_ids(rows: Iterable[Row]) -> Iterator[Row]:
     """Gives each row its content id, and the second, third … row of equal content the suffix -2, -3 …"""
-    seen: dict[str, int] = {}
-    for row in rows:
+    ids = Ids()
+    return (replace(row, id=ids.of(row)) for row in rows)
+
+
+class Ids:
+    """The ids of rows as they come; a few dozen bytes are held for each."""
+
+    def __init__(self) -> None:
+        """No row was seen."""
+        self._seen: set[int] = set()
+        self._again: dict[int, int] = {}
+
+    def of(self, row: Row) -> str:
+        """The row's content id, with the suffix -2, -3 … where rows of the same content came before."""
         base = content_id(row.messages, row.chosen, row.rejected, row.label)
-        seen[base] = seen.get(base, 0) + 1
-        yield replace(row, id=base if seen[base] == 1 else f"{base}-{seen[base]}")
+        number = int(base, 16)
+        if number not in self._seen:
+            self._seen.add(number)
+            return base
+        count = self._again.get(number, 1) + 1
+        self._again[number] = count
+        return f"{base}-{count}"
 
 
 class TableWriter:
@@ -141,11 +158,11 @@ class TableWriter:
 
     def row(self, row: Row) -> None:
         """Adds one row; the file's schema is SCHEMA."""
-        self.write(asdict(row))
+        self.write(_record(row))
 
     def rejected(self, row: Row, rule: str, evidence: dict[str, Any]) -> None:
         """Adds one rejected row; the file's schema is REJECTED_SCHEMA."""
-        self.write({**asdict(row), "rule": rule, "evidence": json.dumps(evidence, sort_keys=True, ensure_ascii=False)})
+        self.write({**_record(row), "rule": rule, "evidence": json.dumps(evidence, sort_keys=True, ensure_ascii=False)})
 
     def _write(self) -> None:
         if self._waiting:
@@ -180,6 +197,18 @@ def read_rows(path: Path) -> list[Row]:
 def iter_rows(path: Path) -> Iterator[Row]:
     """Reads what `write_rows` wrote, a row group at a time."""
     return map(_row, _records(path, SCHEMA))
+
+
+def rows_at(path: Path, places: Sequence[int]) -> list[Row]:
+    """The rows at ascending places of a table, read with no more than the row groups they lie in."""
+    found, begin, file = [], 0, open_table(path)
+    for number in range(file.num_row_groups):
+        count = file.metadata.row_group(number).num_rows
+        inside = [place - begin for place in places if begin <= place < begin + count]
+        if inside:
+            found += [_row(record) for record in file.read_row_group(number, columns=SCHEMA.names).take(inside).to_pylist()]
+        begin += count
+    return found
 
 
 def count_rows(path: Path) -> int:
@@ -225,6 +254,10 @@ def open_table(path: Path, columns: Iterable[str] = ()) -> pq.ParquetFile:
 def rows_of(table: pa.Table) -> list[Row]:
     """The rows of a table with the columns of SCHEMA."""
     return list(map(_row, table.to_pylist()))
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in SCHEMA.names}
 
 
 def _row(record: dict[str, Any]) -> Row:

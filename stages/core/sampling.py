@@ -1,13 +1,15 @@
 """A seeded sample that depends on what each item is and not on its neighbours."""
 
 import hashlib
+import heapq
 from collections.abc import Iterable
 
 
 def seeded_sample(ids: Iterable[str], count: int | None, seed: int) -> set[str]:
     """The ids of a sample without replacement: those with the smallest sha256 of seed and id.
 
-    An item that is added or removed changes the sample by at most one other item, and neither order nor duplicates matter.
+    Only the sample is held. An item that is added or removed changes the sample by at most one other item, and neither order nor
+    duplicates matter.
 
     Args:
         ids: of the items to choose from.
@@ -17,7 +19,17 @@ def seeded_sample(ids: Iterable[str], count: int | None, seed: int) -> set[str]:
     Returns:
         The ids taken.
     """
-    distinct = set(ids)
-    if count is None or len(distinct) <= count:
-        return distinct
-    return set(sorted(distinct, key=lambda id: hashlib.sha256(f"{seed}:{id}".encode()).digest())[:count])
+    if count is None:
+        return set(ids)
+    smallest: list[tuple[int, str]] = []  # a heap of the ids taken so far, the one with the largest sha256 first
+    taken: set[str] = set()
+    for id in ids:
+        key = -int.from_bytes(hashlib.sha256(f"{seed}:{id}".encode()).digest())
+        if id in taken or (len(smallest) == count and (not count or key < smallest[0][0])):
+            continue
+        taken.add(id)
+        if len(smallest) < count:
+            heapq.heappush(smallest, (key, id))
+        else:
+            taken.discard(heapq.heapreplace(smallest, (key, id))[1])
+    return taken

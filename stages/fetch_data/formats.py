@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from stages.core.records import Message, Row
-from stages.fetch_data.readers import BadRow, Record
+from stages.fetch_data.bad_row import BadRow
+from stages.fetch_data.readers import Record
 
 # the columns each format needs, in the order in which `auto` tries them
 NEEDED = {
@@ -29,6 +30,8 @@ OPTIONAL = {
     "prompt_completion": ("system", "group"),
     "labelled": ("group",),
 }
+NAMES_SHOWN = 20  # of a record's columns in a message
+MAX_INTEGER = 2**63  # what 64 bits and most tools hold; a larger one is no label but a mistake
 # OpenAI's names, ShareGPT's names and those of its users
 ROLES = {
     "system": "system",
@@ -74,10 +77,17 @@ def missing_columns(columns: Iterable[str], format: str) -> str | None:
             return None
         expected = f"format {format} needs {', '.join(NEEDED[format])}"
         finding = f"has no column {', '.join(needed)}"
-    free = {name.lower(): name for name in present if name not in needed}
+    free = {name.lower(): name for name in present[:NAMES_SHOWN] if name not in needed}
     near = {name: match[0] for name in needed if name not in present and (match := difflib.get_close_matches(name, free, n=1))}
     mapping = ", ".join(f"{name}: {free[match]}" for name, match in near.items()) or f"{needed[0]}: YOUR_COLUMN"
-    return f"{finding} (its columns are {', '.join(present) or 'none'}), {expected}; set data.files.columns: {{{mapping}}} in params.yaml"
+    return f"{finding} (its columns are {_names(present)}), {expected}; set data.files.columns: {{{mapping}}} in params.yaml"
+
+
+def _names(columns: Iterable[str]) -> str:
+    """Columns in words, the first ones where they are many."""
+    names = list(columns)
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{', '.join(name[:40] for name in names[:NAMES_SHOWN]) or 'none'}{more}"
 
 
 def to_row(record: Record, format: str, source: str, origin: str) -> Row:
@@ -97,7 +107,7 @@ def to_row(record: Record, format: str, source: str, origin: str) -> Row:
     """
     absent = [name for name in NEEDED[format] if name not in record]
     if absent:
-        raise BadRow(f"has no {', '.join(absent)} (its columns are {', '.join(record) or 'none'})")
+        raise BadRow(f"has no {', '.join(absent)} (its columns are {_names(record)})", "wrong_columns")
     system = _system(record)
     chosen = rejected = None
     label = None
@@ -174,7 +184,8 @@ def _conversation(value: Any, column: str) -> list[Message]:
             raise BadRow(f"has {_found(item)} as {place}, expected an object with role and content")
         role = item.get("role", item.get("from"))
         if not isinstance(role, str) or role.lower() not in ROLES:
-            raise BadRow(f"has the role {role!r} in {place}, expected one of {', '.join(ROLES)}")
+            found = f"the role {role[:20]!r}" if isinstance(role, str) else _found(role)
+            raise BadRow(f"has {found} in {place}, expected one of {', '.join(ROLES)}")
         if item.get("tool_calls") or isinstance(item.get("function_call"), dict):
             raise BadRow(f"has tool_calls in {place}, expected text; write the call into content as your model's chat template does")
         if item.get("weight") == 0:
@@ -189,7 +200,7 @@ def _message(role: str, content: Any, place: str) -> Message:
         kinds = [part.get("type") if isinstance(part, dict) else _found(part) for part in content]
         other = [kind for kind in kinds if kind != "text"]
         if other:
-            raise BadRow(f"has a part of type {other[0]} in {place}, expected text alone")
+            raise BadRow(f"has a part of type {str(other[0])[:20]} in {place}, expected text alone")
         content = "".join(_text(part.get("text"), place) for part in content)
     return {"role": role, "content": _text(content, place)}
 
@@ -213,14 +224,17 @@ def _name(record: Record, column: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise BadRow(f"has {_found(value)} in {column}, expected a text or a number")
+    if not isinstance(value, str) and abs(value) >= MAX_INTEGER:
+        raise BadRow(f"has a number beyond 64 bits in {column}, expected a text or a smaller number", "huge_number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Parquet's integers beside nulls, often
     return _text(str(value).strip(), column) or None
 
 
 def _found(value: Any) -> str:
-    """A value as a message shows it: its type, and the value where it is short."""
+    """A value as a message shows it: its type, and a number's value."""
     if value is None:
         return "null"
-    shown = repr(value)
-    return f"{type(value).__name__} {shown}" if len(shown) <= 40 else f"a {type(value).__name__}"
+    # a text or a list may hold a secret, and what is said here stands beside the rejected row
+    short = isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < MAX_INTEGER)
+    return f"{type(value).__name__} {value!r}" if short else f"a {type(value).__name__}"
