@@ -28,6 +28,7 @@ STAGES = ("fetch_data", "clean", "dedupe", "label_check", "suspicion", "split")
 SEED = 17
 SECONDS_BETWEEN_SAMPLES = 0.25
 GIB = 2**30
+MARKS = ("<!-- python -m benchmarks.data --table -->", "<!-- end of the tables -->")
 
 
 def make_workspace(folder: Path, rows: int) -> None:
@@ -55,14 +56,14 @@ def run(stage: str, folder: Path) -> dict[str, float]:
     """One stage in a process of its own.
 
     Memory is the largest sum, over samples of all processes of the stage, of their proportional set size (resident pages, a page that
-    several share counted once), or the largest resident set of a single one as the kernel counted it, whichever is larger.
+    several share counted once), or the kernel's mark of the largest resident set of one of them, whichever is larger.
 
     Args:
         stage: its name.
         folder: the workspace.
 
     Returns:
-        `seconds` and `peak_bytes`.
+        `seconds` as a clock shows them, `processor_seconds` of all its processes, and `peak_bytes`.
 
     Raises:
         SystemExit: the stage failed; its words are on stderr.
@@ -75,27 +76,31 @@ def run(stage: str, folder: Path) -> dict[str, float]:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
             break
-        peak = max(peak, _proportional_bytes(child.pid))
+        peak = max(peak, _resident_bytes(child.pid))
         time.sleep(SECONDS_BETWEEN_SAMPLES)
+    child.returncode = status  # so that Popen does not wait for what was waited for
     if status:
         raise SystemExit(f"benchmarks.data: {stage} failed in {folder}")
-    return {"seconds": round(time.monotonic() - start, 1), "peak_bytes": max(peak, usage.ru_maxrss * 1024)}
+    seconds = {"seconds": time.monotonic() - start, "processor_seconds": usage.ru_utime + usage.ru_stime}
+    return {**{name: round(value, 1) for name, value in seconds.items()}, "peak_bytes": peak}
 
 
-def _proportional_bytes(pid: int) -> int:
-    """The proportional set size of a process and its children, 0 for those that are gone."""
+def _resident_bytes(pid: int) -> int:
+    """What a process and its children hold now, or the most that one of them ever held; 0 for those that are gone."""
     try:
         pids = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:
         return 0
-    total = 0
+    total = most = 0
     for each in pids:
         try:
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            text = "".join(Path(f"/proc/{each}/{name}").read_text(encoding="utf-8") for name in ("smaps_rollup", "status"))
         except OSError:
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
+        kibibytes = {line.split()[0]: int(line.split()[1]) for line in text.splitlines() if line.startswith(("Pss:", "VmHWM:"))}
+        total += kibibytes.get("Pss:", 0) * 1024
+        most = max(most, kibibytes.get("VmHWM:", 0) * 1024)
+    return max(total, most)
 
 
 def rows_in(stage: str, folder: Path, rows: int) -> int:
@@ -122,7 +127,41 @@ def measure(rows: int, stages: list[str], scratch: Path) -> None:
 
 def _cells(result: dict[str, Any]) -> str:
     rate = result["rows"] / result["seconds"]
-    return f"{result['seconds']:.0f} s | {rate:,.0f} rows/s | {result['peak_bytes'] / GIB:.2f} GiB"
+    return f"{result['seconds']:.0f} s ({result['processor_seconds']:.0f}) | {rate:,.0f} rows/s | {result['peak_bytes'] / GIB:.2f} GiB"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown: a line a stage for each number of rows, their sum, and the growth from the fewest rows to the most."""
+    lines = []
+    sizes = sorted(results, key=int)
+    for size in sizes:
+        stages = {name: results[size]["stages"][name] for name in STAGES if name in results[size]["stages"]}
+        lines += [f"### {int(size):,} rows", "", "| stage | rows in | seconds | processor seconds | rows/s | peak memory | commit |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for name, result in stages.items():
+            lines.append(
+                f"| {name} | {result['rows']:,} | {result['seconds']:.0f} | {result['processor_seconds']:.0f} | "
+                f"{result['rows'] / result['seconds']:,.0f} | {result['peak_bytes'] / GIB:.2f} GiB | {str(result['commit'])[:7]} |"
+            )
+        seconds, busy = (sum(result[name] for result in stages.values()) for name in ("seconds", "processor_seconds"))
+        peak = max(result["peak_bytes"] for result in stages.values()) / GIB
+        lines += [f"| together | {int(size):,} | {seconds:.0f} | {busy:.0f} | {int(size) / seconds:,.0f} | {peak:.2f} GiB | |", ""]
+    if len(sizes) > 1:
+        few, many = (results[size]["stages"] for size in (sizes[0], sizes[-1]))
+        lines += [f"### Growth from {int(sizes[0]):,} to {int(sizes[-1]):,} rows", "", "| stage | time | memory |", "|---|---|---|"]
+        for name in (name for name in STAGES if name in few and name in many):
+            time_growth, memory_growth = (many[name][key] / few[name][key] for key in ("processor_seconds", "peak_bytes"))
+            lines.append(f"| {name} | {time_growth:.1f} x | {memory_growth:.1f} x |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def write_table() -> None:
+    """Puts the tables into DOCS, between its marks."""
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    tables = table(json.loads(RESULTS.read_text(encoding="utf-8")))
+    DOCS.write_text(f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}", encoding="utf-8")
+    print(tables)
 
 
 def main() -> None:
@@ -132,7 +171,11 @@ def main() -> None:
     there = [stage for stage in STAGES if (ROOT / f"stages/{stage}").is_dir() or (ROOT / f"stages/{stage}.py").is_file()]
     parser.add_argument("--stages", type=lambda text: text.split(","), default=there, help=",".join(there))
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "luthier-bench-data", help="workspaces, kept")
+    parser.add_argument("--table", action="store_true", help="write the tables of docs/scale.md and measure nothing")
     args = parser.parse_args()
+    if args.table:
+        write_table()
+        return
     measure(args.rows, args.stages, args.scratch)
 
 

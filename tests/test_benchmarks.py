@@ -1,12 +1,14 @@
-"""The benchmarks' own code: published shapes that are built where they are trained, the grid's measurements, and the fit of them."""
+"""The benchmarks' own code: published shapes that are built where they are trained, the grid's measurements and fit, the made rows."""
 
+import json
 import random
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import grid, grid_fit, shapes
+from benchmarks import data, data_rows, grid, grid_fit, shapes
 from stages.core import planner
 
 
@@ -46,3 +48,32 @@ def test_the_fit_finds_the_factors_that_made_the_cells() -> None:
     for cell in cells:
         error = grid_fit.predicted_peak(cell, fitted) / cell["peak_bytes"] - 1
         assert -0.03 < error < 0.06, cell
+
+
+def test_made_rows_are_the_same_for_a_seed_and_hold_what_is_planted(tmp_path: Path) -> None:
+    counts = [data_rows.write_files(tmp_path / name, 3000, seed) for name, seed in (("a", 1), ("again", 1), ("b", 2))]
+    contents = [[path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("a", "again", "b")]
+    assert contents[0] == contents[1] != contents[2]
+    assert counts[0] == counts[1]
+    records = [json.loads(line) for content in contents[0] for line in content.splitlines()]
+    assert len(records) == 3000
+    words = sorted(len((record.get("text") or f"{record['prompt']} {record['completion']}").split()) for record in records)
+    assert 50 <= words[1500] <= 70
+    for kind, share in data_rows.SHARES.items():
+        assert 0.5 * share * 3000 < counts[0][kind] < 1.6 * share * 3000, kind
+
+
+def test_the_tables_in_docs_are_those_of_the_results() -> None:
+    text = data.DOCS.read_text(encoding="utf-8")
+    assert f"{data.MARKS[0]}\n{data.table(json.loads(data.RESULTS.read_text(encoding='utf-8')))}{data.MARKS[1]}" in text
+
+
+def test_a_stages_memory_is_that_of_all_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/forks.py").write_text(
+        "import os, time\nshared = b'x' * (100 << 20)\nif os.fork() == 0:\n    own = b'y' * (100 << 20)\ntime.sleep(1.5)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    found = data.run("forks", tmp_path)
+    assert 200 << 20 < found["peak_bytes"] < 280 << 20

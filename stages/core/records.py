@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
 REJECTED_SCHEMA = SCHEMA.append(pa.field("rule", pa.string(), nullable=False)).append(pa.field("evidence", pa.string(), nullable=False))
 
 Message = dict[str, str]
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Rejected:
 def content_id(messages: Iterable[Message], chosen: Iterable[Message] | None, rejected: Iterable[Message] | None, label: str | None) -> str:
     """The first 16 hex digits of the sha256 of a row's content in canonical JSON."""
     content = [list(messages), list(chosen) if chosen else None, list(rejected) if rejected else None, label]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:16]
 
 
 def with_ids(rows: Iterable[Row]) -> Iterator[Row]:
