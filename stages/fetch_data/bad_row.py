@@ -11,6 +11,8 @@ class BadRow(Exception):
             wrong_columns, or wrong_value.
     """
 
+    rule: str
+
     def __init__(self, found: str, rule: str = "wrong_value") -> None:
         """A finding that follows the row's place in a sentence."""
         super().__init__(found)

@@ -4,6 +4,7 @@ In: a file and the columns that are wanted. Out: for each row its place and its 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,11 @@ def read_parquet(path: Path, columns: frozenset[str]) -> Iterator[tuple[str, dic
         columns: those that are wanted; the others are named in each record and not read.
 
     Yields:
-        The row's place as ` row N` and its columns, or what is wrong with it.
-
-    Raises:
-        UserError: the file is not readable, names a column twice, or a wanted one is of a type that cannot be read.
+        The row's place as ` row N` and its columns, or what is wrong with it. A file that is not readable, names a column twice, or has a
+        wanted one of a type that cannot be read raises UserError.
     """
     number = 0
-    try:
+    with _told(path):
         with pq.ParquetFile(path) as file:
             wanted, others = _columns(path, file.schema_arrow, columns)
             # a text that many rows share is stored once, and stays so until its row is at hand
@@ -40,14 +39,19 @@ def read_parquet(path: Path, columns: frozenset[str]) -> Iterator[tuple[str, dic
             largest = max((_bytes_per_row(file.metadata.row_group(group)) for group in range(file.num_row_groups)), default=0)
         with pq.ParquetFile(path, read_dictionary=shared) as file:
             for batch in file.iter_batches(batch_size=max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest))), columns=wanted):
-                for record in _records(path, batch):
+                for record in _records(batch):
                     number += 1
                     yield f" row {number}", {**record, **others} if isinstance(record, dict) else record
-    except PermissionError:
-        raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns what pyarrow raises into a sentence, and leaves errors of the disk alone."""
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is not readable as Parquet ({reason[:200]}); write it again, or fetch it again if the copy was cut off"
@@ -83,7 +87,7 @@ def _bytes_per_row(group: Any) -> int:
     return int(group.total_byte_size // max(1, group.num_rows))
 
 
-def _records(path: Path, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
     """A batch's rows; where one holds bytes that are no text, row by row."""
     try:
         yield from batch.to_pylist()

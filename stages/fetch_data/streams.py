@@ -7,6 +7,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,19 +40,25 @@ def chunks(path: Path) -> Iterator[bytes]:
     packing = kind(path)[1]
     limit = max(SMALL_BYTES, MAX_RATIO * path.stat().st_size)
     total = 0
+    with _told(path), open(path, "rb") as file:
+        for chunk in _UNPACK[packing](file):
+            total += len(chunk)
+            if packing and total > limit:
+                raise UserError(
+                    f"{path} unpacks to more than {limit >> 20} MiB from {path.stat().st_size:,} bytes, which no text of use does; "
+                    f"unpack it yourself if you trust it"
+                )
+            yield chunk
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns what unpacking raises into a sentence, and leaves errors of the disk alone."""
     try:
-        with open(path, "rb") as file:
-            for chunk in _UNPACK[packing](file):
-                total += len(chunk)
-                if packing and total > limit:
-                    raise UserError(
-                        f"{path} unpacks to more than {limit >> 20} MiB from {path.stat().st_size:,} bytes, which no text of use does; "
-                        f"unpack it yourself if you trust it"
-                    )
-                yield chunk
+        yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be unpacked ({reason}); pack it again, or fetch it again if the copy was cut off") from None
 
