@@ -4,20 +4,22 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import label_check as stage
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.params import LabelCheck, load_params
-from stages.core.records import Row, read_rejected, read_rows, write_rows
-from stages.label_check import Decision
+from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rows
+from stages.label_check import __main__ as stage
+from stages.label_check.decisions import Decision, read_decisions
 from tests.rows import chat, labelled, numbered
 from tests.tiny import ROOT, WORDS
 
@@ -54,6 +56,18 @@ def flipped(count: int, share: float, seed: int) -> tuple[list[Row], set[str]]:
     return [relabelled(row, flip[i]) if i in flip else row for i, row in enumerate(rows)], {rows[i].id for i in wrong}
 
 
+Result = tuple[list[Row], list[Rejected], list[dict[str, Any]], dict[str, Any]]
+
+
+def check(rows: list[Row], decisions: list[Decision], given: LabelCheck, seed: int = 17) -> Result:
+    """The stage on rows of memory: kept, rejected, suspects, report."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder, "in.parquet"), rows)
+        report = stage.label_check(Path(folder, "in.parquet"), decisions, given, seed, lambda path: Path(folder, path.name))
+        suspects = pq.read_table(Path(folder, paths.LABEL_SUSPECTS.name)).to_pylist()
+        return read_rows(Path(folder, paths.LABEL_ROWS.name)), read_rejected(Path(folder, paths.LABEL_REJECTED.name)), suspects, report
+
+
 def decide(row: Row, action: str, label: str = "", line: int = 2) -> Decision:
     return Decision(row.id, action, "ann", "seen", label, line)
 
@@ -64,23 +78,23 @@ def decide(row: Row, action: str, label: str = "", line: int = 2) -> Decision:
 @pytest.mark.parametrize("seed", range(2))
 def test_planted_label_errors_are_found(seed: int) -> None:
     rows, wrong = flipped(600, 0.05, seed)
-    kept, rejected, suspects, report = stage.label_check(rows, [], params(), 17)
-    found = {suspect.row.id for suspect in suspects}
-    assert len(found & wrong) / len(wrong) >= 0.9
-    assert len(found & wrong) / len(found) >= 0.7
+    kept, rejected, suspects, report = check(rows, [], params())
+    found = {suspect["id"] for suspect in suspects}
+    assert len(found & wrong) / len(wrong) >= 0.65
+    assert len(found & wrong) / len(found) >= 0.9
     assert (kept, rejected) == (rows, [])
     assert report["suspects"] == len(suspects)
-    assert [item["id"] for item in report["top_suspects"]] == [suspect.row.id for suspect in suspects[:20]]
+    assert [item["id"] for item in report["top_suspects"]] == [suspect["id"] for suspect in suspects[:20]]
     assert report["accuracy"] > 0.8
 
 
 def test_suspects_stand_worst_first_with_the_label_the_others_speak_for() -> None:
     rows, wrong = flipped(300, 0.05, 4)
     truth = {row.id: row.label for row in corpus(300, 4)}
-    _, _, suspects, _ = stage.label_check(rows, [], params(), 17)
-    assert [suspect.confidence for suspect in suspects] == sorted(suspect.confidence for suspect in suspects)
-    assert {suspect.row.id for suspect in suspects[:5]} <= wrong
-    assert all(suspect.suggested == truth[suspect.row.id] for suspect in suspects[:5])
+    _, _, suspects, _ = check(rows, [], params())
+    assert [suspect["confidence"] for suspect in suspects] == sorted(suspect["confidence"] for suspect in suspects)
+    assert {suspect["id"] for suspect in suspects[:5]} <= wrong
+    assert all(suspect["suggested"] == truth[suspect["id"]] for suspect in suspects[:5])
 
 
 def test_copies_of_a_wrong_label_cannot_vouch_for_each_other() -> None:
@@ -91,21 +105,21 @@ def test_copies_of_a_wrong_label_cannot_vouch_for_each_other() -> None:
     ]
     wrong = [relabelled(replace(row, cluster="one"), "Permissive") for row in copies if row.label != "Permissive"]
     assert wrong
-    _, _, apart, _ = stage.label_check([*rows[1:], *wrong], [], params(), 17)
-    assert {row.id for row in wrong} <= {suspect.row.id for suspect in apart}
+    _, _, apart, _ = check([*rows[1:], *wrong], [], params())
+    assert {row.id for row in wrong} <= {suspect["id"] for suspect in apart}
     grouped = [replace(row, cluster=row.id, group="same customer") for row in wrong]
-    _, _, apart, _ = stage.label_check([*rows[1:], *grouped], [], params(), 17)
-    assert {row.id for row in wrong} <= {suspect.row.id for suspect in apart}
+    _, _, apart, _ = check([*rows[1:], *grouped], [], params())
+    assert {row.id for row in wrong} <= {suspect["id"] for suspect in apart}
     together = [replace(row, cluster=row.id) for row in wrong]
-    _, _, vouched, _ = stage.label_check([*rows[1:], *together], [], params(), 17)
-    assert not {row.id for row in wrong} & {suspect.row.id for suspect in vouched}
+    _, _, vouched, _ = check([*rows[1:], *together], [], params())
+    assert not {row.id for row in wrong} & {suspect["id"] for suspect in vouched}
 
 
 def test_drop_takes_the_worst_up_to_the_share_and_tells_how_many_the_cap_kept() -> None:
     rows, _ = flipped(300, 0.1, 1)
-    _, _, suspects, _ = stage.label_check(rows, [], params(), 17)
-    kept, rejected, _, report = stage.label_check(rows, [], params(action="drop", max_drop_share=0.02), 17)
-    assert {item.row.id for item in rejected} == {suspect.row.id for suspect in suspects[:6]}
+    _, _, suspects, _ = check(rows, [], params())
+    kept, rejected, _, report = check(rows, [], params(action="drop", max_drop_share=0.02))
+    assert {item.row.id for item in rejected} == {suspect["id"] for suspect in suspects[:6]}
     assert {item.rule for item in rejected} == {"suspect_label"}
     assert all(item.evidence["suggested"] != item.row.label for item in rejected)
     assert report["kept_by_cap"] == len(suspects) - 6
@@ -114,42 +128,55 @@ def test_drop_takes_the_worst_up_to_the_share_and_tells_how_many_the_cap_kept() 
 
 def test_a_rare_label_is_reported_as_unchecked_and_its_rows_stay() -> None:
     rows = [*corpus(150, 2), *numbered([labelled(f"a rare thing {n}", "Rare") for n in range(3)])]
-    kept, _, suspects, report = stage.label_check(rows, [], params(action="drop"), 17)
+    kept, _, suspects, report = check(rows, [], params(action="drop"))
     assert report["unchecked_labels"] == {"Rare": 3}
     assert "fewer than 5 independent rows" in report["note"]
     assert report["checked"] == 150
     assert sum(row.label == "Rare" for row in kept) == 3
-    assert not any(suspect.suggested == "Rare" for suspect in suspects)
+    assert not any(suspect["suggested"] == "Rare" for suspect in suspects)
 
 
 @pytest.mark.parametrize("rows", [[], [labelled("only one", "A")], [labelled(f"text {n}", "A") for n in range(30)]])
 def test_with_nothing_to_compare_the_report_says_so(rows: list[Row]) -> None:
-    kept, rejected, suspects, report = stage.label_check(numbered(rows), [], params(), 17)
+    kept, rejected, suspects, report = check(numbered(rows), [], params())
     assert (len(kept), rejected, suspects, report["checked"]) == (len(rows), [], [], 0)
     assert "nothing" in report["note"]
 
 
 def test_rows_without_a_label_pass_through_among_labelled_ones() -> None:
     chats = numbered([chat(f"Question {n}?", "Answer.") for n in range(20)])
-    kept, _, suspects, report = stage.label_check([*chats, *corpus(60, 3)], [], params(), 17)
+    kept, _, suspects, report = check([*chats, *corpus(60, 3)], [], params())
     assert kept[:20] == chats
     assert report["labelled"] == 60
-    assert not {suspect.row.id for suspect in suspects} & {row.id for row in chats}
+    assert not {suspect["id"] for suspect in suspects} & {row.id for row in chats}
 
 
 def test_a_cluster_with_two_labels_is_reported_as_a_conflict() -> None:
     rows = corpus(30, 6)
     rows[1] = replace(rows[1], cluster=rows[0].id)
-    _, _, _, report = stage.label_check(rows, [], params(), 17)
+    _, _, suspects, report = check(rows, [], params())
     assert report["conflicts"] == 1
     assert {item["id"] for item in report["top_conflicts"][0]} == {rows[0].id, rows[1].id}
+    shown = {item["id"]: item for item in suspects if item["kind"] == "conflict"}
+    assert shown.keys() == {rows[0].id, rows[1].id}
+    assert shown[rows[0].id]["suggested"] == rows[1].label
+    assert shown[rows[0].id]["neighbours"] == [rows[1].id]
+
+
+def test_answers_that_contradict_each_other_are_a_conflict_and_answers_that_agree_are_none() -> None:
+    asked = [chat("What is the capital of France?", answer) for answer in ("It is Paris.", "It is Lyon, in the south.", "It is Paris. ")]
+    other = chat("Where does the Rhine end?", "In the North Sea.")
+    rows = [replace(row, cluster="one") for row in numbered([*asked, other])]
+    _, _, suspects, report = check(rows, [], params())
+    assert [item["id"] for item in suspects] == [rows[1].id, *sorted((rows[0].id, rows[2].id))]
+    assert suspects[0]["evidence"] == "2 of 3 near-duplicates answer the same prompt differently"
+    assert (suspects[0]["answer"], report["suspects"], report["suspects_by_kind"]) == (rows[1].answer, 0, {"conflict": 3})
 
 
 def test_without_labels_the_stage_loads_no_learning_library() -> None:
     code = (
-        "import sys; from stages import label_check as s; from stages.core.params import load_params;"
-        "from tests.rows import chat, numbered;"
-        "s.label_check(numbered([chat('q?', 'a')]), [], load_params().label_check, 1);"
+        "import sys; from tests.test_label_check import check, params; from tests.rows import chat, numbered;"
+        "check(numbered([chat('q?', 'a')]), [], params());"
         "print([m for m in ('sklearn', 'cleanlab', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -161,17 +188,17 @@ def test_without_labels_the_stage_loads_no_learning_library() -> None:
 
 def test_keep_shields_a_suspect_from_being_dropped_and_from_being_suspected_again() -> None:
     rows, _ = flipped(300, 0.05, 1)
-    worst = stage.label_check(rows, [], params(), 17)[2][0].row
-    kept, rejected, suspects, report = stage.label_check(rows, [decide(worst, "keep")], params(action="drop", max_drop_share=1.0), 17)
+    worst = next(row for row in rows if row.id == check(rows, [], params())[2][0]["id"])
+    kept, rejected, suspects, report = check(rows, [decide(worst, "keep")], params(action="drop", max_drop_share=1.0))
     assert worst in kept
-    assert worst.id not in {suspect.row.id for suspect in suspects}
+    assert worst.id not in {suspect["id"] for suspect in suspects}
     assert rejected
     assert report["decisions"] == {"keep": 1, "drop": 0, "relabel": 0}
 
 
 def test_drop_rejects_with_the_name_and_the_reason_of_who_decided() -> None:
     rows = corpus(30, 1)
-    kept, rejected, _, _ = stage.label_check(rows, [decide(rows[3], "drop")], params(), 17)
+    kept, rejected, _, _ = check(rows, [decide(rows[3], "drop")], params())
     assert [(item.row, item.rule, item.evidence) for item in rejected] == [(rows[3], "decision", {"who": "ann", "why": "seen"})]
     assert rows[3] not in kept
 
@@ -179,12 +206,12 @@ def test_drop_rejects_with_the_name_and_the_reason_of_who_decided() -> None:
 def test_relabel_changes_the_label_and_the_answer_and_not_the_id() -> None:
     rows = corpus(30, 1)
     new = next(label for label in sorted(WORDS) if label != rows[3].label)
-    kept, _, _, _ = stage.label_check(rows, [decide(rows[3], "relabel", new)], params(), 17)
+    kept, _, _, _ = check(rows, [decide(rows[3], "relabel", new)], params())
     assert (kept[3].id, kept[3].label, kept[3].answer, kept[3].text) == (rows[3].id, new, new, rows[3].text)
 
 
 def test_a_decision_about_a_row_that_is_not_here_is_counted_and_listed() -> None:
-    _, _, _, report = stage.label_check(corpus(30, 1), [Decision("gone", "relabel", "ann", "", "Nowhere", 2)], params(), 17)
+    _, _, _, report = check(corpus(30, 1), [Decision("gone", "relabel", "ann", "", "Nowhere", 2)], params())
     assert report["decisions_without_a_row"] == ["gone"]
     assert report["decisions"] == {"keep": 0, "drop": 0, "relabel": 0}
 
@@ -199,7 +226,7 @@ def test_a_decision_about_a_row_that_is_not_here_is_counted_and_listed() -> None
 def test_a_relabelling_that_cannot_be_meant_is_told(row: Row, label: str, told: str) -> None:
     row = numbered([row])[0]
     with pytest.raises(UserError, match=f"data/decisions.csv, {told}"):
-        stage.label_check([row], [decide(row, "relabel", label, line=4)], params(), 17)
+        check([row], [decide(row, "relabel", label, line=4)], params())
 
 
 @pytest.mark.parametrize(
@@ -221,16 +248,16 @@ def test_a_malformed_decision_is_told_by_its_line(text: str, told: str, tmp_path
     path = tmp_path / "decisions.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(told)):
-        stage.read_decisions(path)
+        read_decisions(path)
 
 
 def test_decisions_are_read_from_other_encodings_of_utf8_and_told_from_none(tmp_path: Path) -> None:
     path = tmp_path / "decisions.csv"
     path.write_bytes(b"\xef\xbb\xbf" + (HEADER + '1,drop,ann,2026-11-23,"not, a notice",\r\n').encode())
-    assert stage.read_decisions(path) == [Decision("1", "drop", "ann", "not, a notice", "", 2)]
+    assert read_decisions(path) == [Decision("1", "drop", "ann", "not, a notice", "", 2)]
     path.write_bytes(HEADER.encode() + b"1,drop,J\xfcrgen,,,\n")
     with pytest.raises(UserError, match="is not UTF-8"):
-        stage.read_decisions(path)
+        read_decisions(path)
 
 
 # invariants
@@ -244,10 +271,10 @@ POOL = [*corpus(24, 8), *numbered([chat(f"Question {n}?", "Answer.") for n in ra
 )
 def test_rows_are_conserved_and_a_second_run_drops_nothing_that_was_decided(rows: list[Row], judged: list[Row]) -> None:
     decisions = [decide(row, ["keep", "drop"][number % 2]) for number, row in enumerate(judged)]
-    kept, rejected, _, report = stage.label_check(rows, decisions, params(folds=2), 17)
+    kept, rejected, _, report = check(rows, decisions, params(folds=2))
     assert sorted(row.id for row in rows) == sorted(row.id for row in [*kept, *(item.row for item in rejected)])
     assert sum(report["rejected"].values()) == len(rejected)
-    assert stage.label_check(kept, decisions, params(folds=2), 17)[0] == kept
+    assert check(kept, decisions, params(folds=2))[0] == kept
 
 
 def test_the_stage_writes_equal_bytes_and_suspects_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,7 @@ class LabelCheck(Section):
     action: Literal["report", "drop"]
     max_drop_share: Share
     folds: Annotated[int, Field(ge=2, le=20)]
+    min_odds: Annotated[float, Field(gt=1)]
 
 
 class SourceTrust(Section):
