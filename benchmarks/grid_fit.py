@@ -3,6 +3,7 @@
 Factors stay near what first principles say (ridge), and a peak below the truth counts three times as much as one above it.
 """
 
+import functools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from scipy.optimize import least_squares
 from benchmarks.shapes import config_of
 from stages.core import planner, planner_cards, planner_memory, planner_speed
 from stages.core.planner_memory import Load, Method
+from stages.core.planner_shape import Shape
 from stages.core.planner_speed import Work
 
 # name: first guess, lowest, highest, and how strongly the fit is held to the guess
@@ -36,11 +38,13 @@ SPEED = {
     "launch_seconds": (2.0e-3, 1.0e-5, 5.0e-2, 0.01),
     "again_seconds": (1.0e-3, 1.0e-5, 2.0e-2, 0.01),
     "unpack_seconds": (2.0e-4, 1.0e-6, 1.0e-2, 0.01),
+    "piece_seconds": (5.0e-4, 1.0e-5, 2.0e-2, 0.01),
     "step_seconds": (2.0e-3, 1.0e-5, 5.0e-2, 0.01),
 }
 DOCS = Path(__file__).resolve().parent.parent / "docs/planner.md"
 HEADING = "## Errors"
 LAUNCHES = (6.0e-4, 3.0e-3, 9.0e-3)
+HOST = (1.0, 0.2, 5.0, 0.001)  # a host whose launches were not timed, beside the one whose launches were
 UNDER_WEIGHT = 3.0
 MOST_UNDER = 0.02  # a peak is predicted at most so far below any that was measured: 1 % inside what the planner allows itself
 
@@ -49,13 +53,29 @@ Factors = dict[str, float]
 
 
 def read(files: Sequence[str]) -> list[dict[str, Any]]:
-    """The measured cells; those that ran out of memory have no peak to learn from."""
+    """The measured cells; those that ran out of memory have no peak to learn from.
+
+    Each gets `slowness`: how many times as long its host takes to launch as the first whose launches were timed; None where they were not.
+    """
     lines = [json.loads(line) for name in files for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    first = next(line["launch_seconds"] for line in lines if line["launch_seconds"] is not None)
+    for line in lines:
+        line["slowness"] = None if line["launch_seconds"] is None else line["launch_seconds"] / first
     return [line for line in lines if not line.get("out_of_memory")]
 
 
+@functools.cache
+def _shape(name: str) -> Shape:
+    return planner.shape_of(config_of(name))
+
+
+@functools.cache
+def _card(name: str, memory_bytes: int) -> planner_cards.Card:
+    return planner_cards.named(name, memory_bytes)
+
+
 def _inputs(cell: Cell) -> tuple[Any, Method, Load, Work]:
-    shape = planner.shape_of(config_of(cell["shape"]))
+    shape = _shape(cell["shape"])
     method = Method(cell["engine"], cell["quantization"], cell["rank"], "all-linear", "adamw", cell["deterministic"])
     tokens = cell["tokens"] * cell["rows"]
     load = Load(tokens, cell["recomputed"], cell["offload"], cell["mlp_tokens"] or tokens, tokens)
@@ -69,10 +89,16 @@ def predicted_peak(cell: Cell, factors: Mapping[str, float]) -> float:
 
 
 def predicted_speed(cell: Cell, factors: Mapping[str, float]) -> float:
-    """Tokens a second that the planner says of a cell."""
+    """Tokens a second that the planner says of a cell on its host, whose slowness is a factor too where it was not measured."""
     shape, method, load, work = _inputs(cell)
-    card = planner_cards.named(cell["card"], cell["card_bytes"])
-    return work.tokens / planner_speed.step_seconds(shape, method, load, work, card, factors)
+    card = _card(cell["card"], cell["card_bytes"])
+    host = factors[_host(cell)] if cell["slowness"] is None else cell["slowness"]
+    return work.tokens / planner_speed.step_seconds(shape, method, load, work, card, factors, host)
+
+
+def _host(cell: Cell) -> str:
+    """The name of the factor of a cell's host."""
+    return f"host of {cell['commit'][:7]}"
 
 
 def solve(guesses: Mapping[str, tuple[float, ...]], residuals: Callable[[Factors], list[float]]) -> Factors:
@@ -107,7 +133,8 @@ def fit_speed(cells: Sequence[Cell]) -> Factors:
     def residuals(factors: Factors) -> list[float]:
         return [float(np.log(predicted_speed(cell, factors) / cell["tokens_per_second"])) for cell in cells]
 
-    found = [solve({**SPEED, "launch_seconds": (guess, *SPEED["launch_seconds"][1:])}, residuals) for guess in LAUNCHES]
+    hosts = {_host(cell): HOST for cell in cells if cell["slowness"] is None}
+    found = [solve({**SPEED, **hosts, "launch_seconds": (guess, *SPEED["launch_seconds"][1:])}, residuals) for guess in LAUNCHES]
     return min(found, key=lambda factors: sum(abs(error) for error in residuals(factors)))
 
 
@@ -116,10 +143,11 @@ def fit(files: Sequence[str], write: bool) -> None:
     said: list[str] = []
     everything = read(files)
     constants = dict(planner.constants())
+    constants["launch_seconds"] = next(cell["launch_seconds"] for cell in everything if cell["slowness"] == 1.0)
     for engine in sorted({cell["engine"] for cell in everything}):
         cells = [cell for cell in everything if cell["engine"] == engine]
         memory, speed = fit_memory(cells), fit_speed(cells)
-        constants[engine] = {"memory": _short(memory), "speed": _short(speed)}
+        constants[engine] = {"memory": _short(memory), "speed": _short({name: speed[name] for name in SPEED})}
         held_out: dict[int, tuple[float, float]] = {}
         shapes = sorted({cell["shape"] for cell in cells})
         for shape in shapes if len(shapes) > 1 else []:
@@ -129,6 +157,7 @@ def fit(files: Sequence[str], write: bool) -> None:
                 if cell["shape"] == shape:
                     held_out[number] = (predicted_peak(cell, factors[0]), predicted_speed(cell, factors[1]))
         said += _table(engine, cells, memory, speed, held_out)
+        said += [f"- {name}: launches take {factor:.2f} times as long, by this fit" for name, factor in speed.items() if name not in SPEED]
     watts = [cell["watts"] / planner_cards.named(cell["card"], cell["card_bytes"]).watts for cell in everything if cell.get("watts")]
     if watts:
         constants["power_share"] = round(statistics.median(watts), 3)
@@ -136,14 +165,16 @@ def fit(files: Sequence[str], write: bool) -> None:
     print("\n".join(said))
     if write:
         planner.CONSTANTS.write_text(json.dumps(constants, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        _write_errors(files, everything[0], said)
+        _write_errors(files, everything, said)
 
 
-def _write_errors(files: Sequence[str], cell: Cell, said: Sequence[str]) -> None:
+def _write_errors(files: Sequence[str], cells: Sequence[Cell], said: Sequence[str]) -> None:
     """The last section of docs/planner.md."""
+    cell = cells[0]
     pinned = ", ".join(f"{name} {version}" for name, version in cell["versions"].items())
+    commits = ", ".join(sorted({cell["commit"][:7] for cell in cells}))
     about = (
-        f"Measured on one {cell['card']} at commit {cell['commit'][:7]} ({pinned}) by `python -m benchmarks.grid measure FILE`; fitted and "
+        f"Measured on {cell['card']} cards, one a commit ({commits}; {pinned}), by `python -m benchmarks.grid measure FILE`; fitted and "
         f"tabled by `python -m benchmarks.grid fit {' '.join(files)} --write`. An error is predicted / measured - 1. Held out: predicted "
         f"with factors fitted to the *other* shapes only. Every cell is a step of one micro-batch with the gradients already there, as in "
         f"the middle of an accumulation; peaks are `torch.cuda.max_memory_reserved`."
@@ -154,7 +185,7 @@ def _write_errors(files: Sequence[str], cell: Cell, said: Sequence[str]) -> None
 
 def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, held_out: Mapping[int, tuple[float, float]]) -> list[str]:
     """A Markdown table, a line a cell, and the sums."""
-    columns = ["shape", "base", "rows x tokens", "recomputed", "peak GiB", "predicted", "error", "held out"]
+    columns = ["shape", "base", "rows x tokens", "recomputed", "commit", "peak GiB", "predicted", "error", "held out"]
     columns += ["tokens/s", "predicted", "error", "held out"]
     lines = [f"\n### {engine} engine, {len(cells)} cells\n", f"| {' | '.join(columns)} |", f"{'|---' * len(columns)}|"]
     errors: dict[str, list[float]] = {"peak": [], "peak, held out": [], "tokens/s": [], "tokens/s, held out": []}
@@ -167,12 +198,11 @@ def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, 
             if error is not None:
                 errors[name].append(error)
         words = ["" if error is None else f"{error:+.1%}" for error in row]
-        extra = (
-            ("" if cell["deterministic"] else ", any order")
-            + (", offloaded" if cell["offload"] else "")
-            + (f", MLP {cell['mlp_tokens']}" if cell["mlp_tokens"] else "")
-        )
-        what = f"{cell['shape']} | {cell['quantization']} | {cell['rows']} x {cell['tokens']} | {cell['recomputed']}{extra}"
+        pieces = f"MLP {cell['mlp_tokens']}"
+        marks = [("fixed order", cell["deterministic"]), ("offloaded", cell["offload"]), (pieces, cell["mlp_tokens"])]
+        extra = "".join(f", {word}" for word, holds in marks if holds)
+        which = f"{cell['recomputed']}{extra} | {cell['commit'][:7]}"
+        what = f"{cell['shape']} | {cell['quantization']} | {cell['rows']} x {cell['tokens']} | {which}"
         gib = f"{cell['peak_bytes'] / 2**30:.2f} | {peak / 2**30:.2f} | {words[0]} | {words[1]}"
         lines.append(f"| {what} | {gib} | {cell['tokens_per_second']:,.0f} | {rate:,.0f} | {words[2]} | {words[3]} |")
     lines.append("")

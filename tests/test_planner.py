@@ -15,7 +15,7 @@ from stages.core import planner, planner_cards, planner_job, planner_memory
 from stages.core.errors import UserError
 from stages.core.files import cache_root
 from stages.core.params import load_params
-from stages.core.planner import GIB, Choice, choose
+from stages.core.planner import GIB, Choice, choose, constants, run_record
 from stages.core.planner_memory import Load, Method
 from stages.core.planner_shape import shape_of
 from tests.tiny import ROOT
@@ -215,6 +215,22 @@ def test_a_corrected_run_teaches_the_same_again(tmp_path: Path, monkeypatch: pyt
     for _ in range(3):
         planner.remember("NVIDIA H100 80GB HBM3", plan(**fixed), first.peak_bytes, truth)
     assert plan(**fixed).tokens_per_second == pytest.approx(truth)
+
+
+def test_a_slow_host_slows_what_waits_for_it_alone() -> None:
+    usual = constants()["launch_seconds"]
+    small, large = ({"micro_batch_tokens": tokens, "recompute": 0, "lengths": [512] * 400} for tokens in (512, 16384))
+    for name, load, least, most in (("Llama-3.2-1B", small, 1.7, 2.01), ("Llama-3.1-8B", large, 0.99, 1.1)):
+        speeds = [plan(name, 80, launch_seconds=usual * slowness, **load).tokens_per_second for slowness in (1, 2)]
+        assert least < speeds[0] / speeds[1] < most
+
+
+def test_the_host_of_the_last_run_on_the_card_is_planned_for() -> None:
+    card, slow = "NVIDIA H100 80GB HBM3", 3 * constants()["launch_seconds"]
+    first = plan("Llama-3.2-1B", 80, launch_seconds=slow)
+    runs = [run_record(card, first, first.peak_bytes, first.tokens_per_second)]
+    assert plan("Llama-3.2-1B", 80, runs=runs).launch_seconds == slow
+    assert plan("Llama-3.2-1B", 80, runs=[{**runs[0], "card": "another"}]).launch_seconds == constants()["launch_seconds"]
 
 
 def test_a_choice_survives_json() -> None:

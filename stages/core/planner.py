@@ -50,6 +50,7 @@ class Choice:
         reasons: sentences that say why.
         speed_scale: by which past runs on this card corrected the speed.
         offset_bytes: by which they corrected the peak.
+        launch_seconds: what the host was taken to need for launching a small product.
     """
 
     engine: str
@@ -66,6 +67,7 @@ class Choice:
     reasons: tuple[str, ...]
     speed_scale: float
     offset_bytes: int
+    launch_seconds: float
 
 
 @functools.cache
@@ -93,6 +95,7 @@ def choose(
     recompute: int | None = None,
     card: Card | None = None,
     runs: Sequence[Mapping[str, Any]] | None = None,
+    launch_seconds: float | None = None,
 ) -> Choice:
     """The fastest plan that fits.
 
@@ -114,6 +117,8 @@ def choose(
         recompute: layers to recompute, fixed, or None.
         card: a card with figures of its own, in place of card_name's.
         runs: earlier runs to learn from; None takes `past_runs`.
+        launch_seconds: what the host takes to launch a small product (machine.launch_seconds); None takes that of the last run on
+            this card, or the measured host's.
 
     Returns:
         The plan.
@@ -125,7 +130,9 @@ def choose(
     method = Method(engine, quantization, rank, target_modules, optimizer, deterministic)
     card = card or (planner_cards.named(card_name, available_bytes) if card_name else planner_cards.of_size(available_bytes))
     budget = min(available_bytes, cap_bytes or available_bytes)
-    scale, offset, seen = refinement(past_runs() if runs is None else runs, card_name or card.name, engine)
+    runs = past_runs() if runs is None else runs
+    scale, offset, seen = refinement(runs, card_name or card.name, engine)
+    launch = launch_seconds or _last_launch(runs, card_name or card.name) or constants()["launch_seconds"]
     largest = sum(sorted(lengths)[-effective_batch:])  # tokens of the heaviest step that can be drawn
     found: list[Choice] = []
     smallest: tuple[int, int] | None = None
@@ -138,10 +145,10 @@ def choose(
             smallest = min(smallest or (total, limit), (total, limit))
             if total > budget * BUDGET_SHARE:
                 continue
-            seconds = step_seconds(shape, method, load, work, card, constants()[engine]["speed"])
+            seconds = step_seconds(shape, method, load, work, card, constants()[engine]["speed"], launch / constants()["launch_seconds"])
             speed = scale * work.passes * work.real_tokens / seconds
             plan = (engine, limit, load.recomputed, shape.layers, load.offload, load.mlp_tokens, work.passes, total, budget, speed, parts)
-            found.append(Choice(*plan, _reasons(shape, load, total, budget, seen), scale, offset))
+            found.append(Choice(*plan, _reasons(shape, load, total, budget, seen), scale, offset, launch))
     if not found:
         assert smallest is not None
         raise UserError(_nothing_fits(shape, method, smallest, budget, max(lengths)))
@@ -259,7 +266,8 @@ def run_record(card_name: str, choice: Choice, peak_bytes: int, tokens_per_secon
         "predicted_bytes": choice.peak_bytes - choice.offset_bytes,
         "predicted_tokens_per_second": choice.tokens_per_second / choice.speed_scale,
     }
-    return {"card": card_name, "engine": choice.engine, "peak_bytes": peak_bytes, "tokens_per_second": tokens_per_second, **predicted}
+    measured = {"peak_bytes": peak_bytes, "tokens_per_second": tokens_per_second, "launch_seconds": choice.launch_seconds}
+    return {"card": card_name, "engine": choice.engine, **measured, **predicted}
 
 
 def past_runs() -> list[dict[str, Any]]:
@@ -275,6 +283,11 @@ def past_runs() -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return runs
+
+
+def _last_launch(runs: Sequence[Mapping[str, Any]], card_name: str) -> float | None:
+    """What this machine's host took to launch a product when it last trained on a card."""
+    return next((run["launch_seconds"] for run in reversed(runs) if run["card"] == card_name and "launch_seconds" in run), None)
 
 
 def refinement(runs: Sequence[Mapping[str, Any]], card_name: str, engine: str) -> tuple[float, int, int]:

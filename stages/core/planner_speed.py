@@ -72,7 +72,9 @@ def unpackings(shape: Shape, method: Method, load: Load) -> int:
     return 2 * shape.layers + (0 if method.engine == "fused" else load.recomputed)
 
 
-def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Card, factors: Mapping[str, float]) -> float:
+def step_seconds(
+    shape: Shape, method: Method, load: Load, work: Work, card: Card, factors: Mapping[str, float], host: float = 1.0
+) -> float:
     """The predicted seconds of one optimizer step.
 
     Args:
@@ -83,7 +85,9 @@ def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Car
         card: published rates.
         factors: of the engine: the shares `products`, `attention` and `deterministic_attention`, `memory` of the card's rates;
             `half_tokens` at which a product reaches half of its rate; the host's `launch_seconds` for each layer forward and back,
-            `again_seconds` for each recomputed one, `unpack_seconds` for each unpacking of NF4 weights; `step_seconds` beside the passes.
+            `again_seconds` for each recomputed one, `unpack_seconds` for each unpacking of NF4 weights, `piece_seconds` for each further
+            piece of an MLP; `step_seconds` beside the passes.
+        host: how many times longer than the measured one this host takes to launch.
 
     Returns:
         Seconds.
@@ -94,18 +98,21 @@ def step_seconds(shape: Shape, method: Method, load: Load, work: Work, card: Car
     def reached(rows: float) -> float:
         return factors["products"] * rate * rows / (rows + factors["half_tokens"])
 
-    piece = work.tokens / math.ceil(work.tokens / load.mlp_tokens)
+    pieces = math.ceil(work.tokens / load.mlp_tokens)
+    piece = work.tokens / pieces
     products = (todo["attention_part"] + todo["head"]) / reached(work.tokens) + todo["mlp_part"] / reached(piece)
     attends = "deterministic_attention" if method.deterministic else "attention"
     attention = todo["attention"] / (factors[attends] * rate)
     moved = sum(traffic_bytes(shape, method, load, work).values()) / (factors["memory"] * card.bandwidth * 1e9)
     device = products + attention + moved
     unpacked = unpackings(shape, method, load) if method.quantization == "nf4" else 0.0
-    host = factors["launch_seconds"] * shape.layers + factors["again_seconds"] * load.recomputed + factors["unpack_seconds"] * unpacked
+    launches = factors["launch_seconds"] * shape.layers + factors["again_seconds"] * load.recomputed
+    launches += factors["unpack_seconds"] * unpacked + factors["piece_seconds"] * (pieces - 1) * shape.layers
+    waited = launches * host
     if load.offload:
-        host = max(host, 2 * load.recomputed * work.tokens * shape.hidden * BF16 / (card.host_bandwidth * 1e9))
+        waited = max(waited, 2 * load.recomputed * work.tokens * shape.hidden * BF16 / (card.host_bandwidth * 1e9))
     trained = shape.adapter_parameters(method.rank, method.target_modules)
     update = trained * ADAM_BYTES / (factors["memory"] * card.bandwidth * 1e9)
     # the longer of the two, and a fifth more where they are alike, since they wait for one another by turns
-    together = (device**OVERLAP + host**OVERLAP) ** (1 / OVERLAP)
-    return work.passes * together + update + factors["step_seconds"]
+    together = (device**OVERLAP + waited**OVERLAP) ** (1 / OVERLAP)
+    return work.passes * together + update + factors["step_seconds"] * host

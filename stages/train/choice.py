@@ -15,6 +15,7 @@ from stages.core import planner
 from stages.core.errors import UserError
 from stages.core.models import base_folder
 from stages.core.planner_shape import UnknownShape
+from stages.train import machine
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -132,6 +133,7 @@ def _predicted(
         batching=settings.batching,
         micro_batch_tokens=tokens,
         recompute=recomputed,
+        launch_seconds=machine.launch_seconds(),
     )
 
 

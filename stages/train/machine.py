@@ -1,5 +1,6 @@
 """What a training costs and what its device can do: seconds, memory, energy, FLOPs. Read from the machine; nothing is compared by bytes."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 SIDE = 8192  # of the square matrices whose product is timed
 PRODUCT_SECONDS = 0.1
+LAUNCHES, LAUNCH_BATCHES = 400, 9  # a GPU's queue holds about a thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,26 @@ class Work:
         lengths = [len(row.input_ids) for row in rows]
         targets = sum(row.targets for row in rows)
         return float(self.token * sum(lengths) + self.target * targets + self.square * sum(length**2 for length in lengths))
+
+
+def launch_seconds() -> float:
+    """Seconds that the host takes to launch one small product on the GPU: what the planner scales the measured host's time by.
+
+    Returns:
+        The median over batches that the GPU's queue has room for.
+    """
+    import torch
+
+    one, out = torch.ones(64, 64, device="cuda", dtype=torch.bfloat16), torch.empty(64, 64, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(LAUNCH_BATCHES):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(LAUNCHES):
+            torch.mm(one, one, out=out)
+        times.append((time.perf_counter() - start) / LAUNCHES)
+    torch.cuda.synchronize()
+    return statistics.median(times[1:])
 
 
 def matmul_rate(device: str) -> float | None:

@@ -24,6 +24,12 @@ def test_the_rate_of_matrix_products_is_repeatable_quick_and_gives_its_memory_ba
     assert torch.cuda.memory_reserved() <= held
 
 
+def test_a_launch_takes_microseconds_and_alike_each_time() -> None:
+    times = [machine.launch_seconds() for _ in range(5)]
+    assert 1e-6 < min(times) < 1e-4
+    assert max(times) < 1.5 * min(times)
+
+
 def test_a_card_is_sampled_with_plausible_values(tmp_path: Path) -> None:
     import torch
 
