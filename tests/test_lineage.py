@@ -1,5 +1,6 @@
 """From a row to the optimiser steps that learnt it: the record that a training leaves, and how `luthier lineage` tells it."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 from stages.train.record import used, write_record
 from stages.train.sft import Training
 from tests import trainable
+from tests.test_cli import luthier
 
 
 def recorded(training: Training, folder: Path) -> list[dict[str, Any]]:
@@ -59,3 +61,16 @@ def _at_end(training: Training) -> Training:
     """A training whose every step is done, without doing it."""
     training.state.step = len(training.plan)
     return training
+
+
+def test_a_row_leads_to_the_steps_that_learnt_it_and_says_so_where_none_did(reproduced: Path) -> None:
+    lines = pq.read_table(reproduced / "data/trained/steps.parquet").to_pylist()
+    said = luthier(reproduced, "lineage", lines[0]["id"]).stdout
+    assert re.search(
+        rf"step {lines[0]['step']} \(epoch 1\), micro-batch {lines[0]['micro_batch']} beside \d+ other rows?; the step's loss \d", said
+    )
+    learnt = {line["id"] for line in lines}
+    never = next(row for row in pq.read_table(reproduced / "data/split/train.parquet")["id"].to_pylist() if row not in learnt)
+    assert "train: in no step: the training ended before its turn" in luthier(reproduced, "lineage", never).stdout
+    held_out = pq.read_table(reproduced / "data/split/validation.parquet")["id"].to_pylist()[0]
+    assert "train: learnt in no step; its loss is measured" in luthier(reproduced, "lineage", held_out).stdout

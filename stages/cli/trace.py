@@ -9,8 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.tree import Tree
 
+from stages.cli.tables import beginning, with_id
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.core.files import read_details
 
 SHOWN_CHARACTERS = 240
 # stage, where the rows it kept lie by name, where the rejected ones lie
@@ -41,15 +43,7 @@ def row_tree(prefix: str) -> Tree:
     Raises:
         UserError: no row or several have that id.
     """
-    found = [*_rows(paths.RAW_ROWS, prefix), *_rows(paths.RAW_REJECTED, prefix)]
-    found = [row for row in found if row["id"] == prefix] or found
-    if not found:
-        missing = "" if paths.RAW_ROWS.is_file() else f"; {paths.RAW_ROWS} is missing, bring it back: dvc checkout or make repro"
-        raise UserError(f"no row has an id that begins with {prefix}{missing}")
-    if len(found) > 1:
-        several = ", ".join(sorted(row["id"] for row in found)[:10])
-        raise UserError(f"{len(found)} rows have ids that begin with {prefix}: {several}; give more digits")
-    row = found[0]
+    row = only_row(prefix)
     facts = "".join(f", {name} {row[name]}" for name in ("label", "group") if row[name] is not None)
     tree = Tree(f"{row['id']}: {row['source']} {row['origin']}{facts}")
     tree.add(_said(row))
@@ -61,26 +55,53 @@ def row_tree(prefix: str) -> Tree:
         before = after if stage != "tokenize" else before
         if stage == "label_check":
             _review(tree, row["id"])
-        if stage == "split" and _rows(paths.SPLIT_TEST, row["id"], exact=True):
+        if stage == "split" and with_id(paths.SPLIT_TEST, row["id"]):
             _scores(tree, row["id"])
             return tree
+    if with_id(paths.SPLIT_VALIDATION, row["id"]):
+        tree.add("train: learnt in no step; its loss is measured with those of the other validation rows")
+    else:
+        _passes(tree, row["id"])
     return tree
+
+
+def only_row(prefix: str) -> dict[str, Any]:
+    """The row as fetched, or as fetch_data rejected it.
+
+    Args:
+        prefix: the row's id, or enough of its first digits to be the only one.
+
+    Returns:
+        Its record.
+
+    Raises:
+        UserError: no row or several have that id.
+    """
+    found = [*beginning(paths.RAW_ROWS, prefix), *beginning(paths.RAW_REJECTED, prefix)]
+    found = [row for row in found if row["id"] == prefix] or found
+    if not found:
+        missing = "" if paths.RAW_ROWS.is_file() else f"; {paths.RAW_ROWS} is missing, bring it back: dvc checkout or make repro"
+        raise UserError(f"no row has an id that begins with {prefix}{missing}")
+    if len(found) > 1:
+        several = ", ".join(sorted(row["id"] for row in found)[:10])
+        raise UserError(f"{len(found)} rows have ids that begin with {prefix}: {several}; give more digits")
+    return found[0]
 
 
 def _step(tree: Tree, stage: str, kept: dict[str, Path], rejected: Path, before: dict[str, Any]) -> dict[str, Any] | None:
     """Adds what a stage did to the row; gives the row as it left the stage, or None where its way ends."""
     for name, path in kept.items():
-        parts = _rows(path, f"{before['id']}#")  # tokenize may split a long row
+        parts = beginning(path, f"{before['id']}#")  # tokenize may split a long row
         if parts:
             tree.add(f"{stage}: {name}, split into {len(parts)}: {'; '.join(part['id'] + _extras(stage, part) for part in parts)}")
             return before
-        for after in _rows(path, before["id"], exact=True):
+        for after in with_id(path, before["id"]):
             changed = "messages" in after and _texts(after) != _texts(before)
             node = tree.add(f"{stage}: {name}{', text changed' if changed else ''}{_extras(stage, after)}")
             if changed:
                 node.add(_said(after))
             return after
-    for record in _rows(rejected, before["id"], exact=True):
+    for record in with_id(rejected, before["id"]):
         tree.add(f"{stage}: rejected by {record['rule']}, {json.loads(record['evidence'])}")
         return None
     here = all(path.is_file() for path in kept.values())
@@ -101,7 +122,7 @@ def _extras(stage: str, row: dict[str, Any]) -> str:
 
 def _review(tree: Tree, row_id: str) -> None:
     """Adds label_check's suspicion and people's decision, where there are any."""
-    for suspect in _rows(paths.LABEL_SUSPECTS, row_id, exact=True):
+    for suspect in with_id(paths.LABEL_SUSPECTS, row_id):
         facts = {key: value for key, value in suspect.items() if key not in {"id", "messages", "text"} and value is not None}
         tree.add(f"label_check: suspect, {facts}")
     if paths.DECISIONS.is_file():
@@ -120,13 +141,34 @@ def _scores(tree: Tree, row_id: str) -> None:
                 tree.add(f"evaluate@{variant}: {item['task']} {item['prompt']}, score {item['score']:g}{said}, target {item['target']!r}")
 
 
-def _rows(path: Path, start: str, exact: bool = False) -> list[dict[str, Any]]:
-    """The rows of a table whose id is `start`, or begins with it; none where the table is missing."""
-    if not path.is_file():
-        return []
-    wanted = pc.field("id") == start if exact else pc.starts_with(pc.field("id"), start)
-    found: list[dict[str, Any]] = pq.read_table(path, filters=wanted).to_pylist()
-    return found
+def _passes(tree: Tree, row_id: str) -> None:
+    """Adds each optimiser step that was made from a training row."""
+    if not paths.TRAINED_STEPS.is_file():
+        tree.add("train: not run yet, or its outs are not on disk (dvc checkout)")
+        return
+    steps = pq.read_table(paths.TRAINED_STEPS)
+    whole_or_part = pc.or_(pc.equal(steps["id"], row_id), pc.starts_with(steps["id"], f"{row_id}#"))
+    state = json.loads((paths.ADAPTER / "train_state.json").read_text(encoding="utf-8"))
+    losses = {point["step"]: point["loss"] for point in state["train"]}
+    passes = steps.filter(whole_or_part).to_pylist()
+    node = tree.add(f"train: in {len(passes)} of the micro-batches of {state['steps']} steps" if passes else _in_no_step(row_id))
+    for line in passes:
+        together = pc.and_(pc.equal(steps["step"], line["step"]), pc.equal(steps["micro_batch"], line["micro_batch"]))
+        beside = pc.sum(together).as_py() - 1
+        part = f"{line['id']} " if line["id"] != row_id else ""
+        late = "" if line["step"] <= state["published_step"] else f"; not in the adapter, which is that of step {state['published_step']}"
+        node.add(
+            f"{part}step {line['step']} (epoch {line['epoch']}), micro-batch {line['micro_batch']} beside {beside} other "
+            f"row{'s' * (beside != 1)}; the step's loss {losses[line['step']]:.4g}{late}"
+        )
+
+
+def _in_no_step(row_id: str) -> str:
+    """Why no step was made from a training row."""
+    for left_out in read_details(paths.TRAIN_REPORT)["left_out"]:
+        if row_id in {name.partition("#")[0] for name in left_out["rows"]}:
+            return f"train: in no step: step {left_out['step']}, which had it, was left out (docs/watching.md)"
+    return "train: in no step: the training ended before its turn (train.epochs, train.max_steps, train.early_stop)"
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
