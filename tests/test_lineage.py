@@ -69,6 +69,7 @@ def test_a_row_leads_to_the_steps_that_learnt_it_and_says_so_where_none_did(repr
     assert re.search(
         rf"step {lines[0]['step']} \(epoch 1\), micro-batch {lines[0]['micro_batch']} beside \d+ other rows?; the step's loss \d", said
     )
+    assert re.search(r"row_losses: loss \S+ before, \S+ after; without its prompt \S+ before, \S+ after", said)
     learnt = {line["id"] for line in lines}
     never = next(row for row in pq.read_table(reproduced / "data/split/train.parquet")["id"].to_pylist() if row not in learnt)
     assert "train: in no step: the training ended before its turn" in luthier(reproduced, "lineage", never).stdout

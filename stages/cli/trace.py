@@ -54,7 +54,10 @@ def row_tree(prefix: str) -> Tree:
             return tree
         before = after if stage != "tokenize" else before
         if stage == "label_check":
-            _review(tree, row["id"])
+            _suspect(tree, stage, paths.LABEL_SUSPECTS, row["id"])
+            _decisions(tree, row["id"])
+        if stage == "suspicion":
+            _suspect(tree, stage, paths.SUSPICION_SUSPECTS, row["id"])
         if stage == "split" and with_id(paths.SPLIT_TEST, row["id"]):
             _scores(tree, row["id"])
             return tree
@@ -62,6 +65,7 @@ def row_tree(prefix: str) -> Tree:
         tree.add("train: learnt in no step; its loss is measured with those of the other validation rows")
     else:
         _passes(tree, row["id"])
+        _losses(tree, row["id"])
     return tree
 
 
@@ -120,11 +124,15 @@ def _extras(stage: str, row: dict[str, Any]) -> str:
     return ""
 
 
-def _review(tree: Tree, row_id: str) -> None:
-    """Adds label_check's suspicion and people's decision, where there are any."""
-    for suspect in with_id(paths.LABEL_SUSPECTS, row_id):
-        facts = {key: value for key, value in suspect.items() if key not in {"id", "messages", "text"} and value is not None}
-        tree.add(f"label_check: suspect, {facts}")
+def _suspect(tree: Tree, stage: str, suspects: Path, row_id: str) -> None:
+    """Adds what a stage suspects the row of."""
+    for suspect in with_id(suspects, row_id):
+        facts = {key: value for key, value in suspect.items() if key not in {"id", "text"} and value is not None}
+        tree.add(f"{stage}: suspect, {facts}")
+
+
+def _decisions(tree: Tree, row_id: str) -> None:
+    """Adds people's decision, where there is one."""
     if paths.DECISIONS.is_file():
         with paths.DECISIONS.open(encoding="utf-8", newline="") as file:
             for decision in csv.DictReader(file):
@@ -161,6 +169,24 @@ def _passes(tree: Tree, row_id: str) -> None:
             f"{part}step {line['step']} (epoch {line['epoch']}), micro-batch {line['micro_batch']} beside {beside} other "
             f"row{'s' * (beside != 1)}; the step's loss {losses[line['step']]:.4g}{late}"
         )
+
+
+def _losses(tree: Tree, row_id: str) -> None:
+    """Adds what the row's answer costs the model before and after, with its prompt and without."""
+    if not all(path.is_file() for path in paths.ROW_LOSSES.values()):
+        tree.add("row_losses: not run yet, or its outs are not on disk (dvc checkout)")
+        return
+    before, after = (
+        {line["id"]: line for line in [*with_id(path, row_id), *beginning(path, f"{row_id}#")]} for path in paths.ROW_LOSSES.values()
+    )
+    for name, line in before.items():
+        with_prompt, alone = ([found[key] for found in (line, after[name])] for key in ("loss", "loss_alone"))
+        tree.add(
+            f"row_losses: {f'{name}, ' if name != row_id else ''}loss {with_prompt[0]:.4g} before, {with_prompt[1]:.4g} after; without its "
+            f"prompt {alone[0]:.4g} before, {alone[1]:.4g} after (nats a token, {line['tokens']} tokens)"
+        )
+    if not before:
+        tree.add("row_losses: not in the sample whose losses are measured (row_losses.max_rows)")
 
 
 def _in_no_step(row_id: str) -> str:
