@@ -14,13 +14,10 @@ from stages.label_check import COLUMNS, read_decisions
 def decide(decisions: Mapping[str, Mapping[str, str]]) -> None:
     """Adds decisions at the end of the file; a row's earlier one makes room for its new one, other lines stay.
 
-    Texts are written on one line each, as a line of the file is one decision.
+    Nothing is written where the file as it is cannot be read. Texts are written on one line each, as a line of the file is one decision.
 
     Args:
         decisions: by row id: `action`, `who`, `when`, `why` and, of a relabelling, `label`.
-
-    Raises:
-        UserError: the file as it is cannot be read, so nothing was written.
     """
     folder = os.open(paths.DECISIONS.parent, os.O_RDONLY)
     try:

@@ -39,9 +39,6 @@ def row_tree(prefix: str) -> Tree:
 
     Returns:
         The tree.
-
-    Raises:
-        UserError: no row or several have that id.
     """
     row = only_row(prefix)
     facts = "".join(f", {name} {row[name]}" for name in ("label", "group") if row[name] is not None)
