@@ -16,7 +16,7 @@ from stages.cli.decide import decide
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rejected
-from stages.label_check import read_decisions
+from stages.label_check.decisions import read_decisions
 from tests.test_cli import git, luthier
 
 HEADER = "id,action,who,when,why,label\n"

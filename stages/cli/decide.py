@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from stages.core import paths
 from stages.core.files import outputs
-from stages.label_check import COLUMNS, read_decisions
+from stages.label_check.decisions import COLUMNS, read_decisions
 
 
 def decide(decisions: Mapping[str, Mapping[str, str]]) -> None:

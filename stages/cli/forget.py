@@ -15,7 +15,7 @@ from stages.cli.tables import among, beginning, with_id
 from stages.cli.trace import only_row
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.label_check import read_decisions
+from stages.label_check.decisions import read_decisions
 
 WHOLE_ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
 
