@@ -49,7 +49,16 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         path.parent.mkdir(parents=True)
     write_rows(paths.SPLIT_TEST, TEST)
     write_rows(paths.SPLIT_TRAIN, TRAIN)
+    share({})
     return params
+
+
+def share(items: dict[str, list[str]]) -> None:
+    """Says which items share words with a training row, by task."""
+    columns = {"task": pa.array([task for task, ids in items.items() for _ in ids], pa.string())}
+    write_table(
+        paths.SPLIT_OVERLAP, pa.table({**columns, "item_id": pa.array([name for ids in items.values() for name in ids], pa.string())})
+    )
 
 
 def domain(right: set[int], prompt: str = "plain") -> list[dict[str, Any]]:
@@ -162,6 +171,35 @@ def test_the_classical_baseline_learns_from_the_training_rows_and_stands_beside_
     assert sum(map(sum, found["confusion"]["base"]["counts"])) == 120
     assert found["confusion"]["tuned"]["counts"] == [[40 * (i == j) for j in range(4)] for i in range(3)]
     assert found["accuracy_by_label"] == [{"label": label, "items": 40, "base": 0, "tuned": 1} for label in LABELS]
+
+
+def test_every_task_is_reported_on_all_items_and_on_those_that_share_no_words_with_a_training_row(params: Params) -> None:
+    write("base", [*domain(set(range(30))), *general(set(range(150)))])
+    write("tuned", [*domain(set(range(10, 90))), *general(set(range(140)))])
+    share({"domain": [row.id for row in TEST[:20]], "lambada": ["1", "3"]})
+    found = report(params)
+    assert {(task["task"], task["items"], task["clean"]["items"]) for task in found["tasks"]} == {
+        ("domain", 120, 100),
+        ("arc_easy", 200, 200),
+        ("lambada", 200, 198),
+    }
+    clean = found["domain"]["clean"]
+    assert (clean["base"], clean["tuned"]) == (pytest.approx(10 / 100), pytest.approx(70 / 100))
+    assert clean["ci95"][0] < clean["difference"] < clean["ci95"][1]
+    assert found["domain"]["tuned"] == pytest.approx(80 / 120)
+
+
+def test_a_gain_that_only_items_with_words_of_the_training_rows_show_is_told_beside_the_verdict(params: Params) -> None:
+    write("base", [*domain(set(range(60, 90))), *general(set())])
+    write("tuned", [*domain(set(range(90))), *general(set())])
+    assert report(params)["clean_note"] is None
+    share({"domain": [row.id for row in TEST[:60]]})
+    found = report(params)
+    assert found["verdict"] == "improved"
+    told = "On the 60 of 120 items that share no 8 words in a row with a training row the verdict is: no difference (+0.000"
+    assert found["clean_note"].startswith(told)
+    share({"domain": [row.id for row in TEST]})
+    assert report(params)["clean_note"].startswith("All 120 items share at least 8 words in a row with a training row")
 
 
 def test_the_report_has_the_same_bytes_twice(params: Params) -> None:

@@ -115,7 +115,7 @@ def test_a_bumped_package_reruns_the_stages_that_use_it_and_no_other(lab: Lab, p
 
 
 def test_a_comment_in_a_stages_file_reruns_that_stage_and_stops_there(lab: Lab) -> None:
-    with (lab.root / "stages/split.py").open("a", encoding="utf-8") as file:
+    with (lab.root / "stages/split/__main__.py").open("a", encoding="utf-8") as file:
         file.write("# a comment\n")
     assert lab.stale() == {"split"}
     assert ran(lab.run("dvc", "repro")) == ["split"]

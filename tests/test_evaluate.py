@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +18,7 @@ from stages.core.errors import UserError
 from stages.core.files import read_details
 from stages.core.models import load_base, load_tokenizer, read_manifest
 from stages.core.params import Numerics, load_params
-from stages.core.records import Row, with_ids, write_rows
+from stages.core.records import Row, with_ids, write_rows, write_table
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import check_labels, few_shot_examples
 from tests import tiny
@@ -133,6 +134,7 @@ def write_inputs(base: Path, test: list[Row], train: list[Row]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(paths.SPLIT_TEST, test)
     write_rows(paths.SPLIT_TRAIN, train)
+    write_table(paths.SPLIT_OVERLAP, pa.table({"task": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}))
     for name, items in GENERAL.items():
         tiny.write_jsonl(paths.GENERAL / f"{name}.jsonl", items)
     load_tokenizer(base).save_pretrained(paths.TOKENIZER)

@@ -15,6 +15,7 @@ RULES = {  # rule names of the stages that a reader would not guess
     "over_max_train": "training rows beyond the sample (split.max_train)",
     "over_max_validation": "validation rows beyond the sample (split.max_validation)",
     "over_max_test": "test rows beyond the sample (split.max_test)",
+    "contains_test": "share a run of words with a test row (split.test_ngram)",
     "contamination": "contain an evaluation item",
     "exact_duplicate": "exact duplicates",
     "near_duplicate": "near-duplicates",

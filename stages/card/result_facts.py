@@ -184,10 +184,14 @@ def difference(compare: Report) -> str:
     metric = metric_of(compare)
     best = next(entry for entry in compare["tasks"] if entry["task"] == "domain" and entry["prompt"] == compare["base_prompt"])
     interval = f"{LEVEL} interval {metric.limits(*best['ci95'])}, p = {number(best['p_value'])}"
-    return (
+    said = (
         f"The tuned model against the base with its best prompt, row by row: {metric.gap(best['difference'])} ({interval}); "
         f"{count(best['won'])} rows won, {count(best['lost'])} lost."
     )
+    if (clean := best["clean"]) is None or clean["items"] == best["items"]:
+        return said
+    scores = f"{metric.value(clean['tuned'])} against {metric.value(clean['base'])}, {metric.gap(clean['difference'])}"
+    return f"{said} On the {count(clean['items'])} rows that share no 8 words in a row with a training row: {scores}."
 
 
 def forgetting(compare: Report) -> str:
@@ -196,7 +200,9 @@ def forgetting(compare: Report) -> str:
     if general["difference"] is None:
         return "Forgetting was not measured: no general question was asked."
     change = f"{ACCURACY.gap(general['difference'])} ({LEVEL} interval {ACCURACY.limits(*general['ci95'])})"
+    clean = sum(entry["clean"]["items"] for entry in compare["tasks"] if entry["task"] != "domain" and entry["clean"])
     said = f"All {count(general['items'])} general questions together: {change}. Forgetting: {compare['forgetting']}."
+    said = f"{said} {count(clean)} of them share no 8 words in a row with a training row."
     limit, up_to = (f"{100 * value:.1f} points" for value in (loss["limit"], loss["up_to"]))
     if loss["limit_excluded"]:
         return f"{said} A loss of more than {up_to} is unlikely; {limit} would be tolerated."
@@ -221,6 +227,8 @@ def verdict(compare: Report) -> Verdict:
     sentences = [first, _forgotten(compare)]
     if domain["classical"] is not None:
         sentences.append(_classical(domain["classical"], domain["tuned"], metric))
+    if compare["clean_note"] is not None:
+        sentences.append(compare["clean_note"])
     if compare["forgetting"] == "over limit":
         tone, mark, title = "bad", "✗", f"{title}, but it forgot too much"
     return Verdict(tone, mark, title, tuple(sentences))

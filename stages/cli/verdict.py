@@ -23,7 +23,10 @@ def run(args: argparse.Namespace) -> None:
     """
     if not paths.COMPARE_REPORT.is_file():
         raise UserError(f"{paths.COMPARE_REPORT} is missing; run the pipeline first: make repro")
-    print(line(read_details(paths.COMPARE_REPORT)))
+    report = read_details(paths.COMPARE_REPORT)
+    print(line(report))
+    if note := report.get("clean_note"):  # a report of an earlier commit has none
+        print(note)
     print(f"card:   {paths.CARD}")
     print(f"report: {paths.HTML_REPORT}")
 

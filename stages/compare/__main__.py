@@ -1,7 +1,7 @@
 """Base against tuned, item by item: what was won, what was lost, and whether it is more than chance.
 
-In: data/evaluation/{base,tuned}.parquet, test and training rows. Out: reports/compare.json. The base is judged by its best prompt,
-chosen on the very items of the comparison, which favours the base.
+In: data/evaluation/{base,tuned}.parquet, test and training rows, the items that share words with those. Out: reports/compare.json. The
+base is judged by its best prompt, chosen on the very items of the comparison, which favours the base.
 """
 
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.compare.classical import classical_answers
+from stages.compare.clean import clean_note, clean_part, overlapping, verdict
 from stages.compare.statistics import Paired, paired
 from stages.core import paths
 from stages.core.answers import normal
@@ -36,6 +37,7 @@ def main(params: Params) -> None:
     check_alike(base_settings, tuned_settings)
     test, train = read_rows(paths.SPLIT_TEST), read_rows(paths.SPLIT_TRAIN)
     metrics = tuned_settings["tasks"]
+    shared = overlapping(paths.SPLIT_OVERLAP)
 
     def pair(first: dict[Any, Any], second: dict[Any, Any]) -> Paired:
         return paired(scores(first), scores(second), compare.resamples, compare.alpha, seed)
@@ -45,11 +47,26 @@ def main(params: Params) -> None:
     asked = {prompt: pair(base["domain", prompt], answers) for prompt in PROMPTS if ("domain", prompt) in base}
     best = max(asked, key=lambda prompt: asked[prompt].first if higher else -asked[prompt].first)
     domain, before = asked[best], base["domain", best]
-    tasks = [described("domain", prompt, metric, higher, result) for prompt, result in asked.items()]
+
+    def clean(first: Items, second: Items, task: str) -> Paired | None:
+        left = sorted(first.keys() - shared.get(task, set()))
+        return pair({key: first[key] for key in left}, {key: second[key] for key in left}) if left else None
+
+    clean_domain = clean(before, answers, "domain")
+    tasks = [
+        {**described("domain", prompt, metric, higher, result), "clean": clean_part(clean(base["domain", prompt], answers, "domain"))}
+        for prompt, result in asked.items()
+    ]
 
     names = [name for name, prompt in tuned if prompt == "raw"]
     suite = {name: pair(base[name, "raw"], tuned[name, "raw"]) for name in names}
-    tasks += [described(name, "raw", metrics[f"{name}_raw"]["metric"], True, result) for name, result in suite.items()]
+    tasks += [
+        {
+            **described(name, "raw", metrics[f"{name}_raw"]["metric"], True, result),
+            "clean": clean_part(clean(base[name, "raw"], tuned[name, "raw"], name)),
+        }
+        for name, result in suite.items()
+    ]
     together = [{(name, key): item for name in names for key, item in side[name, "raw"].items()} for side in (base, tuned)]
     pooled = pair(together[0], together[1]) if suite else None
 
@@ -68,6 +85,7 @@ def main(params: Params) -> None:
             "ci95": [domain.low, domain.high],
             "p_value": domain.p_value,
             "items": domain.items,
+            "clean": clean_part(clean_domain),
         },
         "general": general_headline(suite, pooled),
         "verdict": verdict(domain, higher, compare.alpha),
@@ -77,6 +95,7 @@ def main(params: Params) -> None:
     details = {
         "base_prompt": best,
         "tasks": tasks,
+        "clean_note": clean_note(domain, clean_domain, higher, compare.alpha),
         "general_loss": {
             "limit": compare.max_forgetting,
             "up_to": loss_up_to,  # the interval's end: a larger loss is unlikely
@@ -178,13 +197,6 @@ def general_headline(suite: dict[str, Paired], pooled: Paired | None) -> dict[st
         "p_value": pooled.p_value,
         "items": pooled.items,
     }
-
-
-def verdict(result: Paired, higher: bool, alpha: float) -> str:
-    """improved, no difference or worse; a p value of alpha or more is no difference, however large the means' distance looks."""
-    if result.p_value >= alpha or result.difference == 0:
-        return "no difference"
-    return "improved" if (result.difference > 0) == higher else "worse"
 
 
 def forgetting(result: Paired | None, alpha: float, limit: float) -> str:

@@ -1,6 +1,6 @@
-"""Runs of words that texts share: which of many named texts a run occurs in, and the longest run of two.
+"""Runs of words that texts share: which of many named texts a run occurs in, and the items of the general suite.
 
-In: word sequences. Out: an index of their runs, looked up for many sequences at once.
+In: word sequences, data/general. Out: an index of their runs, looked up for many sequences at once.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from stages.core.errors import UserError
 from stages.core.words import Hashes, run_hashes, word_hashes, words
 
-_SIEVE_BITS = 22  # a table of 4 MiB that most runs of other texts do not pass
+LEAST_BITS, MOST_BITS = 16, 26  # of a table's index: 64 KiB to 64 MiB, eight times as many entries as there are hashes and more
 
 
 class RunIndex:
@@ -33,41 +33,64 @@ class RunIndex:
         hashes, counts = run_hashes(*word_hashes(sequences[number] for number in long), length)
         self.hashes, first = np.unique(hashes, return_index=True)
         self.owners = np.repeat(np.array([owners[number] for number in long], dtype=np.int64), counts)[first]
-        self._sieve = np.zeros(1 << _SIEVE_BITS, dtype=np.bool_)
-        self._sieve[self._slot(self.hashes)] = True
+        self._sieve = Sieve(self.hashes)
 
-    def _slot(self, hashes: Hashes) -> Hashes:
-        return hashes >> np.uint64(64 - _SIEVE_BITS)
+    def longest(self, sequences: list[list[str]]) -> dict[int, tuple[int, int]]:
+        """The longest run of each sequence that is known.
 
-    def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Which hashes are known.
+        Runs that follow one another are one longer run, told with the owner of its first.
 
         Args:
-            hashes: [runs] uint64, of runs of `length` words.
+            sequences: words.
 
         Returns:
-            [found] int64 places in `hashes`, and [found] int64 places in the index's `hashes` and `owners`.
+            By the sequence's number, for those that have one: the owner and how many words.
         """
-        if not len(self.hashes):
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        passed = np.flatnonzero(self._sieve[self._slot(hashes)])
-        places = np.minimum(np.searchsorted(self.hashes, hashes[passed]), len(self.hashes) - 1)
-        known = self.hashes[places] == hashes[passed]
+        long = [number for number, sequence in enumerate(sequences) if len(sequence) >= self.length]
+        hashes, counts = run_hashes(*word_hashes(sequences[number] for number in long), self.length)
+        hits, places = self._sieve.find(hashes)
+        texts = np.repeat(np.array(long, dtype=np.int64), counts)[hits]
+        starts = stretches(hits, texts)
+        best: dict[int, tuple[int, int]] = {}
+        for start, length in zip(starts.tolist(), np.diff(starts, append=len(hits)).tolist(), strict=True):
+            number, words = int(texts[start]), length + self.length - 1
+            if number not in best or words > best[number][1]:
+                best[number] = (int(self.owners[places[start]]), words)
+        return best
+
+
+def stretches(hits: npt.NDArray[np.int64], *alike: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where stretches of consecutive numbers begin; every array of `alike` has one value in a stretch.
+
+    Args:
+        hits: [hits] int64, ascending.
+        *alike: [hits] int64 each.
+
+    Returns:
+        [stretches] int64, the places in `hits` of their first members.
+    """
+    following = np.diff(hits, prepend=-2) == 1
+    for values in alike:
+        following &= np.diff(values, prepend=-1) == 0
+    return np.flatnonzero(~following)
+
+
+class Sieve:
+    """A set of hashes, looked up for many at once: most of those that it has not fall through a table of bits first."""
+
+    def __init__(self, known: Hashes) -> None:
+        """Takes the set, [known] uint64, ascending."""
+        self._known = known
+        self._shift = np.uint64(64 - min(MOST_BITS, max(LEAST_BITS, len(known).bit_length() + 3)))
+        self._table = np.zeros(1 << (64 - int(self._shift)), dtype=np.bool_)
+        self._table[known >> self._shift] = True
+
+    def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The places in [hashes] uint64 of those that are known, and their places in the set, both int64."""
+        passed = np.flatnonzero(self._table[hashes >> self._shift])
+        places = np.searchsorted(self._known, hashes[passed])
+        known = self._known[np.minimum(places, len(self._known) - 1)] == hashes[passed]
         return passed[known], places[known]
-
-
-def longest_shared_run(one: list[str], other: list[str]) -> int:
-    """How many words the longest run has that both sequences contain, in time proportional to the product of their lengths."""
-    longest = 0
-    before = [0] * (len(other) + 1)
-    for word in one:
-        here = [0] * (len(other) + 1)
-        for place, its in enumerate(other):
-            if word == its:
-                here[place + 1] = before[place] + 1
-                longest = max(longest, here[place + 1])
-        before = here
-    return longest
 
 
 def evaluation_items(folder: Path) -> Iterator[tuple[str, str, list[list[str]]]]:

@@ -199,6 +199,7 @@ class Split(Section):
     max_train: Positive | None
     max_validation: NotNegative | None
     max_test: Positive | None
+    test_ngram: Annotated[int, Field(ge=5)] | None
 
     @model_validator(mode="after")
     def _shares_leave_training(self) -> "Split":

@@ -35,6 +35,7 @@ SPLIT_TRAIN = Path("data/split/train.parquet")
 SPLIT_VALIDATION = Path("data/split/validation.parquet")
 SPLIT_TEST = Path("data/split/test.parquet")
 SPLIT_REJECTED = Path("data/split/rejected.parquet")
+SPLIT_OVERLAP = Path("data/split/overlap.parquet")  # evaluation items that share words with a training row: task, item_id, words, train_id
 TOKENIZED_TRAIN = Path("data/tokenized/train.parquet")
 TOKENIZED_VALIDATION = Path("data/tokenized/validation.parquet")
 TOKENIZED_REJECTED = Path("data/tokenized/rejected.parquet")

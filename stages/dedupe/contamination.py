@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from stages.core.overlap import RunIndex, evaluation_items
-from stages.core.words import run_hashes, word_hashes
 
 MIN_EXACT_WORDS = 4  # an item shorter than a run counts when it is a whole message of a row; shorter ones are anyone's words
 _FRAME = {"question", "answer"}  # what lm-eval's prompts put around a question
@@ -71,16 +68,9 @@ class EvaluationIndex:
                 elif len(sequence) >= self._runs.length:
                     long.append(sequence)
                     numbers.append(number)
-        hashes, counts = run_hashes(*word_hashes(long), self._runs.length)
-        hits, places = self._runs.find(hashes)
-        if len(hits):
-            texts_of = np.repeat(np.arange(len(long)), counts)[hits]
-            # runs that follow one another in one text are one longer run
-            following = (np.diff(hits, prepend=-2) == 1) & (np.diff(texts_of, prepend=-1) == 0)
-            starts = np.flatnonzero(~following)
-            for start, end in zip(starts, [*starts[1:], len(hits)], strict=True):
-                task, item = self._names[self._runs.owners[places[start]]]
-                _longer(found, numbers[texts_of[start]], Contamination(task, item, int(end - start) + self._runs.length - 1))
+        for place, (owner, length) in self._runs.longest(long).items():
+            task, item = self._names[owner]
+            _longer(found, numbers[place], Contamination(task, item, length))
         return found
 
 
