@@ -13,7 +13,7 @@ from stages.clean.findings import Finding
 from stages.clean.national_ids import find_national_ids
 
 _EMAIL = re.compile(
-    r"(?<![\w.+%-])[A-Za-z0-9](?:[\w.+%-]{0,62}[\w+%-])?@(?P<host>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24})(?![\w-])",
+    r"(?<![\wÀ-ɏ.+%-])[A-Za-z0-9À-ɏ](?:[\wÀ-ɏ.+%-]{0,62}[\wÀ-ɏ+%-])?@(?P<host>(?:[A-Za-z0-9À-ɏ][A-Za-z0-9À-ɏ-]{0,62}\.)+[A-Za-z]{2,24})(?![\w-])",
     re.ASCII,
 )
 _NO_MAILBOX = re.compile(  # RFC 2606's reserved names, the user of a git remote, and file names such as icon@2x.png
@@ -26,16 +26,23 @@ _PHONES = (
     re.compile(r"(?<![\w+.])\+[1-9]\d{0,2}(?:[ .\-/]{0,2}\(?\d{1,5}\)?){1,6}(?!\w|[.-]\d)"),
     # (617) 555-0123, 617-555-0123, 617.555.0123, 1-800-555-0123: North America's three, three, four with one separator
     re.compile(r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?[2-9]\d{2}[ .-]\d{4}|[2-9]\d{2}(?P<s>[.-])[2-9]\d{2}(?P=s)\d{4})(?!\w|[.-]\d)"),
+    # 0049 30 1234567, 01 42 68 53 00, 020 7946 0018, 07700 900123: 00 and a country code; France's pairs; British groups
+    re.compile(
+        r"(?<![\w+./-])(?<!\d )(?:00[1-9]\d(?=(?:[ .\-/()]{0,2}\d){7})(?:[ .\-/]?\(?\d{1,5}\)?){2,6}"
+        r"|0[1-9](?P<s>[ .-])\d\d(?:(?P=s)\d\d){3}"
+        r"|0\d{2,4} \d{3,4} \d{3,4}|07\d{3} \d{6})(?!\w|[.-]\d| \d)"
+    ),
     # Tel.: 020 7946 0018: any grouping after the word
     re.compile(
-        r"\b(?:tele?(?:ph(?:one)?)?|phone|fax|mobile|cell(?:ular)?|call(?: us)?(?: at)?|whatsapp)(?: ?(?:no|number|nr))?[.:]{0,2} {0,3}"
+        r"\b(?:t[eé]l[eé]?(?:[pf](?:h?on[eo]?)?)?|phone|fax|m[oó]bile?|m[oó]vil|handy|cell(?:ulare?)?"
+        r"|whatsapp|(?:call|text|ring|reach) (?:me|us)?(?: ?(?:at|on))?|call"
+        r"|(?:my|phone|mobile) number(?: is)?)(?: ?(?:no|number|nr))?[.:]{0,2} {0,3}"
         r"(?P<value>\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w|[.-]\d)",
         re.IGNORECASE,
     ),
 )
-_DIGITS = re.compile(
-    r"(?:\d[^\w\n]{0,3}){4}|[A-Z]{6}\d\d[A-Z]\d\d"
-)  # without four digits close together, an Italian's number apart, only e-mail and accounts
+# Only e-mail, accounts and IPv6 do without four digits close together or an Italian's letters before two: most texts are left here.
+_DIGITS = re.compile(r"(?:\d[^\w\n]{0,3}){4}|[A-Z]{3} ?[A-Z]{3} ?\d\d ?[A-Z]")
 _DATE = re.compile(r"(?:19|20)\d\d[ .\-/](?:\d\d?[ .\-/]\d\d?|(?:19|20)\d\d)|\d\d?[ .\-/]\d\d?[ .\-/](?:19|20)\d\d")
 
 _IBAN = re.compile(r"(?<![A-Z0-9-])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
@@ -51,9 +58,11 @@ _IBAN_LENGTHS = {  # ISO 13616 registry
 _CARD = re.compile(
     r"(?<![\w.+-])(?:\d{4}(?P<s>[ -]?)\d{4}(?P=s)\d{4}(?P=s)\d{1,7}|\d{4}(?P<t>[ -])\d{6}(?P=t)\d{4,5}|\d{14,15})(?!\w|[.-]\d)"
 )
-_CARD_ISSUER = re.compile(r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7]|35|6[05]|62)\d{14}|3[47]\d{13}|3[068]\d{12}")
-_IPV4 = re.compile(r"(?<![\w.:/+-])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d|-\w)")
-_VERSION_BEFORE = re.compile(r"(?:\bv|version|ver\.?|release|rev(?:ision)?\.?|build|section|clause|§|[<>=~^]=?)[ :=]{0,3}$", re.IGNORECASE)
+_CARD_ISSUER = re.compile(r"4(?:\d{15}|\d{18})|(?:5[1-5]|2[2-7]|35|6[05]|62)\d{14}|3[47]\d{13}|3[068]\d{12}")
+_IPV4 = re.compile(r"(?<![\w.:+-])(?<!(?<!/)/)(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d|-\w)")
+_VERSION_BEFORE = re.compile(
+    r"(?:\bv|version|ver\.?|release|rev(?:ision)?\.?|build|section|clause|§|[<>=~!]=|[\^~<]|(?<!\w)>)[ :=]{0,3}$", re.IGNORECASE
+)
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{1,4}(?::{1,2}[0-9A-Fa-f]{1,4}){3,7}(?![\w:])")
 
 
@@ -70,13 +79,14 @@ def find_personal_data(text: str) -> list[Finding]:
     if "@" in text:
         found += [Finding(*match.span(), "email") for match in _EMAIL.finditer(text) if not _NO_MAILBOX.search(match[0])]
     found += find_accounts(text)
+    if text.count(":") > 2:
+        found += [Finding(*match.span(), "ip") for match in _IPV6.finditer(text) if _is_public(match[0])]
     if not _DIGITS.search(text):
         return found
     found += [Finding(*match.span(), "iban") for match in _IBAN.finditer(text) if is_iban(match[0])]
     found += [Finding(*match.span(), "card") for match in _CARD.finditer(text) if is_card(match[0])]
     found += find_national_ids(text)
     found += [Finding(*match.span(), "ip") for match in _IPV4.finditer(text) if _is_public_ipv4(match, text)]
-    found += [Finding(*match.span(), "ip") for match in _IPV6.finditer(text) if _is_public(match[0])]
     # a number that is already something surer is no telephone
     for pattern in _PHONES:
         for match in pattern.finditer(text):

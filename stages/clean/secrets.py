@@ -45,7 +45,7 @@ _HEADER = re.compile(r"\bAuthorization[\"']?\s?[:=]\s?[\"']?(?:Basic|Bearer|Toke
 _CURL_USER = re.compile(r"\s(?:-u|--user)[ =][\"']?[\w.@-]{1,64}:(?P<value>[^\s\"'@]{6,128})")
 _ASSIGNED = ("key", "token", "secret", "passw", "passphrase", "pwd", "credential", "identified", "authorization")
 _BLANKS = re.compile(
-    r"pass(?:word|wd|phrase)?[\d!]{0,4}$|passw(?:or)?d[_-]|secret$|token$|changeme|change[_-]|example|xxx+|\*+|\.{3}|[a-z_-]*your[_-]?|my[_-]"
+    r"pass(?:word|wd|phrase)?[\d!]{0,4}$|passw(?:or)?d[_-]|secret$|token$|changeme|change[_-]|example|xxx+|\*{3,}|\.{3}|[a-z_-]*your[_-]?|my[_-]"
     r"|placeholder|redacted|test(?:ing)?[\d_-]|dummy|insert|<|none$|null$|undefined$",
     re.IGNORECASE,
 )
@@ -70,11 +70,19 @@ def find_secrets(text: str) -> list[Finding]:
         found += [
             Finding(*match.span("value"), "password_in_url") for match in _QUERY.finditer(text) if _looks_random(match["value"], False)
         ]
+    assigned = _assigned(text)
+    surer = [(finding.start, finding.end) for finding in found]
+    return found + [finding for finding in assigned if not any(start < finding.end and finding.start < end for start, end in surer)]
+
+
+def _assigned(text: str) -> set[Finding]:
+    """What a name or a place in a command says is a credential."""
+    found: list[Finding] = []
     folded = text.casefold()
     if " -u" in text or " --user" in text:
         found += [Finding(*match.span("value"), "assigned_secret") for match in _CURL_USER.finditer(text) if not _is_blank(match["value"])]
     if not any(word in folded for word in _ASSIGNED):
-        return found
+        return set(found)
     for pattern in _ASSIGNMENTS:
         for match in pattern.finditer(text):
             group = "value" if match["value"] else "other"
@@ -83,7 +91,7 @@ def find_secrets(text: str) -> list[Finding]:
                 found.append(Finding(*match.span(group), "assigned_secret"))
     found += [Finding(*match.span("value"), "assigned_secret") for match in _PHRASE.finditer(text) if _is_phrase(match["value"])]
     found += [Finding(*match.span("value"), "assigned_secret") for match in _HEADER.finditer(text) if _looks_random(match["value"], True)]
-    return sorted(set(found))
+    return set(found)
 
 
 def _is_blank(value: str) -> bool:
@@ -104,7 +112,7 @@ def _looks_random(value: str, named_password: bool) -> bool:
         not (letters and digits)
         or _is_blank(value)
         or "://" in value
-        or re.fullmatch(r"[a-z_]+\d?(?:\.[a-z_]+\d?)+|\d+[a-z]+", value, re.I)
+        or re.fullmatch(r"[a-z_]+\d?(?:\.[a-z_]+\d?)+|\d+[a-z]{1,4}", value, re.I)
     ):
         return False
     return entropy(value) >= (MIN_PASSWORD_BITS if named_password else MIN_BITS) and (named_password or len(value) >= 16)
