@@ -21,23 +21,30 @@ _NO_MAILBOX = re.compile(  # RFC 2606's reserved names, the user of a git remote
     re.IGNORECASE,
 )
 
+_EXTENSION = r"(?: ?(?:x|ext\.?) ?\d{1,5})?"
 _PHONES = (
     # +44 20 7946 0018: a plus, a country code, groups
-    re.compile(r"(?<![\w+.])\+[1-9]\d{0,2}(?:[ .\-/]{0,2}\(?\d{1,5}\)?){1,6}(?!\w|[.-]\d)"),
+    re.compile(rf"(?<![\w+.])\+[1-9]\d{{0,2}}(?:[ .\-/]{{0,2}}\(?\d{{1,5}}\)?){{1,6}}{_EXTENSION}(?!\w|[.-]\d)"),
     # (617) 555-0123, 617-555-0123, 617.555.0123, 1-800-555-0123: North America's three, three, four with one separator
-    re.compile(r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?[2-9]\d{2}[ .-]\d{4}|[2-9]\d{2}(?P<s>[.-])[2-9]\d{2}(?P=s)\d{4})(?!\w|[.-]\d)"),
-    # 0049 30 1234567, 01 42 68 53 00, 020 7946 0018, 07700 900123: 00 and a country code; France's pairs; British groups
     re.compile(
-        r"(?<![\w+./-])(?<!\d )(?:00[1-9]\d(?=(?:[ .\-/()]{0,2}\d){7})(?:[ .\-/]?\(?\d{1,5}\)?){2,6}"
+        r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?[2-9]\d{2}[ .-]\d{4}|[2-9]\d{2}(?P<s>[.-])[2-9]\d{2}(?P=s)\d{4})"
+        rf"{_EXTENSION}(?!\w|[.-]\d)"
+    ),
+    # 00 and a country code: 0049 30 1234567; France's pairs: 01 42 68 53 00; British groups: 020 7946 0018; an area code that begins
+    # with 0, before a blank, dash or stroke or in brackets: 030 1234567, 08-659 38 72, (030) 1234567
+    re.compile(
+        r"(?<![\w+./-])(?<!\d )(?:00[1-9]\d{0,2}(?=(?:[ .\-/()]{0,2}\d){7})(?:[ .\-/]?\(?\d{1,5}\)?){2,6}"
         r"|0[1-9](?P<s>[ .-])\d\d(?:(?P=s)\d\d){3}"
-        r"|0\d{2,4} \d{3,4} \d{3,4}|07\d{3} \d{6})(?!\w|[.-]\d| \d)"
+        r"|0\d{2,4} \d{3,4} \d{3,4}|0[1-9]\d{1,4} \d{6,8}|\(0\d{1,5}\)[ /-]{0,2}\d{2,4}(?:[ -]?\d{2,4}){1,3}"
+        r"|0[1-9]\d{0,3}[/-](?=(?:[ -]?\d){6})\d{2,4}(?:[ -]?\d{2,4}){1,3})"
+        rf"{_EXTENSION}(?!\w|[.-]\d| \d)"
     ),
     # Tel.: 020 7946 0018: any grouping after the word
     re.compile(
         r"\b(?:t[eé]l[eé]?(?:[pf](?:h?on[eo]?)?)?|phone|fax|m[oó]bile?|m[oó]vil|handy|cell(?:ulare?)?"
         r"|whatsapp|(?:call|text|ring|reach) (?:me|us)?(?: ?(?:at|on))?|call"
         r"|(?:my|phone|mobile) number(?: is)?)(?: ?(?:no|number|nr))?[.:]{0,2} {0,3}"
-        r"(?P<value>\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w|[.-]\d)",
+        rf"(?P<value>\(?\d(?:[ .\-/()]{{0,2}}\d){{6,14}}{_EXTENSION})(?!\w|[.-]\d)",
         re.IGNORECASE,
     ),
 )
@@ -98,7 +105,7 @@ def find_personal_data(text: str) -> list[Finding]:
 
 def _is_phone(value: str) -> bool:
     """Whether a number has a telephone's seven to fifteen digits (ITU-T E.164), is no date and not one digit again and again."""
-    digits = re.sub(r"\D", "", value)
+    digits = re.sub(r"[a-z].*|\D", "", value)
     return 7 <= len(digits) <= 15 and len(set(digits)) > 2 and not _DATE.fullmatch(value.strip("() "))
 
 
