@@ -152,7 +152,7 @@ def report_of(tally: Tally, params: Clean, actions: dict[str, dict[str, str]]) -
         worst = {example.id for example in shown.worst}
         lists = {
             "worst": shown.worst,
-            "rejected_nearest": [example for example in reversed(shown.rejected_nearest) if example.id not in worst],
+            "rejected_nearest": [example for example in shown.rejected_nearest if example.id not in worst],
             "kept_nearest": shown.kept_nearest,
         }
         rules[name] = {
