@@ -164,7 +164,7 @@ def wrong_labels(table: Table, numbers: list[int], params: LabelCheck, seed: int
             "label",
             labels[judged.suggested[number]],
             round(float(judged.own[number]), 6),
-            f"another label is {min(judged.odds[number], 1e6):,.0f} times as probable as its own ({judged.other[number]:.2f})",
+            f"another label is {min(judged.odds[number], 1e6):,.0f} times as probable as its own",
         )
         for number in chosen[judged.odds[chosen] >= params.min_odds]
     ]
