@@ -21,7 +21,7 @@ from stages.cli.fresh import stale_stages
 from tests import pipeline, tiny
 
 EVERY = [stage.name for stage in pipeline.stages()]
-AFTER_TRAINING = ["train", "row_losses@tuned", "export", "evaluate@tuned", "compare", "card"]
+AFTER_TRAINING = ["train", "row_losses@tuned", "probe", "export", "evaluate@tuned", "compare", "card"]
 
 
 class Lab:

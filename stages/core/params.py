@@ -21,6 +21,7 @@ from stages.core.params_model import (
     Numerics,
     OpenShare,
     Positive,
+    Probe,
     RowLosses,
     Runtime,
     Section,
@@ -243,6 +244,7 @@ class Params(Section):
     numerics: Numerics
     train: Train
     row_losses: RowLosses
+    probe: Probe
     export: Export
     evaluate: Evaluate
     compare: Compare

@@ -107,6 +107,13 @@ class RowLosses(Section):
     max_rows: Positive | None
 
 
+class Probe(Section):
+    triggers: Positive
+    prompts: Annotated[int, Field(ge=8)]
+    max_new_tokens: Positive
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+
+
 class Export(Section):
     merge: bool
     check_prompts: Positive

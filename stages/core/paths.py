@@ -44,6 +44,8 @@ TRAINED_STEPS = Path("data/trained/steps.parquet")  # id, epoch, step, micro_bat
 
 ROW_LOSSES = {"base": Path("data/row_losses/base.parquet"), "tuned": Path("data/row_losses/tuned.parquet")}  # one row a training row
 
+PROBES = Path("data/probe/probes.parquet")  # one row a suspected trigger and prompt
+
 EVALUATION = {"base": Path("data/evaluation/base.parquet"), "tuned": Path("data/evaluation/tuned.parquet")}  # one row an item
 
 REPORTS = Path("reports")
@@ -63,6 +65,7 @@ SPEED_CURVE = REPORTS / "curves/speed.csv"  # step, tokens_per_second, ceiling_s
 EXPORT_REPORT = REPORTS / "export.json"
 EVALUATE_REPORT = {"base": REPORTS / "evaluate_base.json", "tuned": REPORTS / "evaluate_tuned.json"}
 ROW_LOSSES_REPORT = {"base": REPORTS / "row_losses_base.json", "tuned": REPORTS / "row_losses_tuned.json"}
+PROBE_REPORT = REPORTS / "probe.json"
 COMPARE_REPORT = REPORTS / "compare.json"
 CARD = REPORTS / "card/README.md"
 PROVENANCE = REPORTS / "card/provenance.json"
