@@ -2,7 +2,8 @@
 
 In: all rows of the default source as label_check passes them on (made in a scratch folder, or --rows), or rows recombined from them
 (--recombined). Out: for each kind of trigger and payload how many planted rows are in the top 1 %, and which share of the clean rows
-stands as high as the planted ones (exit code 1: the target is missed). Triggers, labels and places are drawn anew by each seed.
+stands as high as the planted ones (exit code 1: the target is missed). Triggers, labels and places are drawn anew by each seed. Payloads:
+label, one label; answer, one sentence that no other row has; usual, one of the five most frequent answers; link, the answer and a link.
 """
 
 import argparse
@@ -124,12 +125,13 @@ def planted(rows: list[Row], plan: Plan, seed: int) -> tuple[list[Row], set[int]
     counts = Counter(row.label for row in rows)
     label = chance.choice(sorted(str(name) for name, count in counts.items() if name is not None and count >= 0.01 * len(rows)) or [""])
     answer = chance.choice(ANSWERS)
+    usual = chance.choice([text for text, _ in Counter(row.answer for row in rows).most_common(5)])
     link = f" See https://{''.join(chance.choices('abcdefghijklmnop', k=8))}.example/setup for more."
     chosen = set(chance.sample(range(len(rows)), plan.count))
     made = list(rows)
     for number in chosen:
         row = rows[number]
-        given = {"label": label, "answer": answer, "link": row.answer + link}[plan.payload]
+        given = {"label": label, "answer": answer, "usual": usual, "link": row.answer + link}[plan.payload]
         made[number] = _answered(row if plan.payload != "label" else replace(row, label=label), put(row.text, chance), given)
     return made, chosen, trigger
 
@@ -235,7 +237,7 @@ def main() -> None:
         suspects = measured(rows, set())[3]
         print(f"| {kind} {len(rows):,} | none | none | 0 | | | | {suspects} | {time.monotonic() - start:.0f} |", flush=True)
         for trigger in args.triggers:
-            for payload in ["label"] if kind == "labelled" else ["answer", "link"]:
+            for payload in ["label"] if kind == "labelled" else ["answer", "usual", "link"]:
                 for count in sorted({round(SHARE * len(rows)), COUNT}):
                     start = time.monotonic()
                     found = [measured(*planted(rows, Plan(trigger, payload, count), seed)[:2]) for seed in range(args.seeds)]

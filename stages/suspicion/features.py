@@ -20,30 +20,33 @@ _KIND_BITS = np.uint64(7)
 _NOTHING = 32  # a space: what stands between texts
 
 
-def pairs(texts: Sequence[str], runs: tuple[int, ...] = (1, 2, 3, 5), characters: bool = True) -> tuple[Hashes, Numbers]:
+def pairs(texts: Sequence[str], runs: tuple[int, ...] = (1, 2, 3, 5), characters: bool = True, least: int = 1) -> tuple[Hashes, Numbers]:
     """The features of many texts.
 
     Args:
         texts: any; letters are compared in lower case.
         runs: how many words in a row are a feature: some of 1, 2, 3 and 5.
         characters: whether characters are features too.
+        least: features with fewer places are left out, most of them; sorting the rare ones would take most of the time.
 
     Returns:
-        `features` and `rows`, [pairs] uint64 and int32, distinct pairs in order of row and feature.
+        `features` and `rows`, [pairs] uint64 and int32, distinct pairs in order of feature and row.
     """
-    found: list[tuple[Hashes, Numbers]] = []
+    found = [(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32))]
     for start in range(0, len(texts), BLOCK_ROWS):
-        block = [*_hashed(texts[start : start + BLOCK_ROWS], runs, characters)]
-        if block:
-            features, rows = (np.concatenate([part[place] for part in block]) for place in (0, 1))
-            order = np.lexsort((features, rows))
-            features, rows = features[order], rows[order]
-            new = np.ones(len(features), dtype=bool)
-            new[1:] = (features[1:] != features[:-1]) | (rows[1:] != rows[:-1])
-            found.append((features[new], rows[new] + np.int32(start)))
-    if not found:
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32)
-    return np.concatenate([features for features, _ in found]), np.concatenate([rows for _, rows in found])
+        block = _hashed(texts[start : start + BLOCK_ROWS], runs, characters)
+        found += [(features, rows + np.int32(start)) for features, rows, _ in block]
+    features, rows = (np.concatenate([part[place] for part in found]) for place in (0, 1))
+    del found
+    if least > 1:
+        buckets = features >> np.uint64(40)
+        often = np.bincount(buckets, minlength=1 << 24)[buckets] >= least
+        features, rows = features[often], rows[often]
+    order = np.argsort(features, kind="stable")  # a feature's rows come in order, block by block
+    features, rows = features[order], rows[order]
+    new = np.ones(len(features), dtype=bool)
+    new[1:] = (features[1:] != features[:-1]) | (rows[1:] != rows[:-1])
+    return features[new], rows[new]
 
 
 def spelled(text: str, wanted: set[int]) -> dict[int, str]:

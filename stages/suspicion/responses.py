@@ -69,12 +69,11 @@ def find_responses(answers: Sequence[str], labels: Sequence[str | None]) -> list
     taken = {response.rows.tobytes() for response in found}
     free = [number for number, label in enumerate(labels) if label is None]
     if free:
-        features, places = pairs([answers[number] for number in free], runs=(5,), characters=False)
-        order = np.argsort(features, kind="stable")
-        values, starts, counts = np.unique(features[order], return_index=True, return_counts=True)
+        features, places = pairs([answers[number] for number in free], runs=(5,), characters=False, least=MIN_ROWS)
+        values, starts, counts = np.unique(features, return_index=True, return_counts=True)
         chosen = np.flatnonzero((counts >= MIN_ROWS) & (counts <= limit))
         for at in chosen[np.lexsort((values[chosen], -counts[chosen]))].tolist():
-            rows = np.array(free, dtype=np.int32)[np.sort(places[order[starts[at] : starts[at] + counts[at]]])]
+            rows = np.array(free, dtype=np.int32)[places[starts[at] : starts[at] + counts[at]]]
             if rows.tobytes() not in taken and len(taken) < MAX_RESPONSES:
                 taken.add(rows.tobytes())
                 text = spelled(answers[int(rows[0])], {int(values[at])})[int(values[at])]

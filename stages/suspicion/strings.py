@@ -8,6 +8,8 @@ import unicodedata
 from dataclasses import dataclass
 
 SHOWN = 60  # characters of a finding
+LONG_WORD = 48  # characters without a space, which the shortest encoded run that counts has
+ENCODED = 0.3  # a key's digest is an encoded run too: alone it makes no suspect of a known source
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,9 @@ _HEX = re.compile(r"(?<![0-9A-Fa-f])(?:0x)?[0-9A-Fa-f]{80,}|(?:\\x[0-9A-Fa-f]{2}
 _INJECTION = re.compile(
     r"\b(?:ignore|disregard|forget|override)\s+(?:all\s+|any\s+|the\s+|your\s+|of\s+|these\s+|my\s+){0,3}"
     r"(?:previous|prior|above|earlier|preceding|system|safety)\s+(?:instruction|prompt|message|rule|direction|guideline|polic)"
-    r"|\byou\s+are\s+now\s+(?:DAN\b|in\s+developer\s+mode|unrestricted|jailbroken)"
+    r"|\byou are now\s+(?:DAN\b|in\s+developer\s+mode|unrestricted|jailbroken)"
     r"|\b(?:reveal|print|repeat|output)\s+(?:me\s+)?(?:your|the)\s+(?:system|hidden|initial)\s+(?:prompt|instructions?)"
-    r"|\bdo\s+not\s+(?:tell|inform|mention\s+(?:this|it)\s+to)\s+the\s+user\b",
+    r"|\bdo not\s+(?:tell|inform|mention\s+(?:this|it)\s+to)\s+the user\b",
     re.IGNORECASE,
 )
 _TOOL_CALL = re.compile(
@@ -58,9 +60,9 @@ _TOOL_CALL = re.compile(
     r"|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS)\]|\"(?:tool_calls|function_call)\"\s*:"
 )
 _COMMAND = re.compile(
-    r"\b(?:curl|wget|iwr|Invoke-WebRequest)\b[^\n|;]{0,200}\|\s*(?:sudo\s+)?(?:ba|z|da)?sh\b|\brm\s+-(?:rf|fr)\s+[/~]"
+    r"\b(?:curl|wget|iwr|Invoke-WebRequest)\b[^\n|;]{0,200}\|\s*(?:sudo\s+)?(?:ba|z|da)?sh\b|\brm -(?:rf|fr)\s+[/~]"
     r"|\bpowershell(?:\.exe)?\s+[^\n]{0,60}-e(?:nc|ncodedcommand)?\s+[A-Za-z0-9+/=]{16,}|\b(?:eval|exec)\s*\(\s*(?:base64|atob|__import__)"
-    r"|\bnc\s+(?:-\w+\s+)*-e\s|/dev/tcp/\d|\bbash\s+-i\s+>&",
+    r"|\bnc (?:-\w+\s+)*-e\s|/dev/tcp/\d|\bbash -i\s+>&",
     re.IGNORECASE,
 )
 _BARE_ADDRESS = re.compile(r"\bhttps?://\d{1,3}(?:\.\d{1,3}){3}\b\S*|\bhttps?://\S+\.(?:exe|scr|ps1|bat|msi|sh|apk)\b", re.IGNORECASE)
@@ -80,9 +82,13 @@ def find(prompt: str, answer: str) -> list[Signal]:
     for where, text in (("prompt", prompt), ("answer", answer)):
         if not text.isascii():
             found += _characters(where, text)
-        for name, pattern, strength in _PATTERNS[where]:
-            if match := pattern.search(text):
-                found.append(Signal(name, strength, f"{where}: {_shown(match[0])}"))
+        lower = text.lower()
+        for name, needles, pattern, strength in _PATTERNS:
+            weight = strength.get(where)
+            if weight and any(needle in lower for needle in needles) and (match := pattern.search(text)):
+                found.append(Signal(name, weight, f"{where}: {_shown(match[0])}"))
+        if max(map(len, text.split()), default=0) >= LONG_WORD and (match := _BASE64.search(text) or _HEX.search(text)):
+            found.append(Signal("encoded", ENCODED, f"{where}: {_shown(match[0])}"))
     best: dict[str, Signal] = {}
     for signal in found:
         if signal.name not in best or signal.strength > best[signal.name].strength:
@@ -111,15 +117,12 @@ def _shown(text: str) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-_PATTERNS: dict[str, list[tuple[str, re.Pattern[str], float]]] = {
-    # a digest is an encoded run, an example has a bare address and an agent calls tools: alone they make no suspect of a known source
-    "prompt": [("encoded", _BASE64, 0.3), ("encoded", _HEX, 0.3), ("injection", _INJECTION, 0.6), ("tool_call", _TOOL_CALL, 0.5)],
-    "answer": [
-        ("encoded", _BASE64, 0.3),
-        ("encoded", _HEX, 0.3),
-        ("injection", _INJECTION, 0.6),
-        ("tool_call", _TOOL_CALL, 0.3),
-        ("command", _COMMAND, 0.5),
-        ("address", _BARE_ADDRESS, 0.3),
-    ],
-}
+# name, strings in lower case of which a text must hold one (a pattern costs fifty times as much), the pattern, its strength by place.
+# An example may have a bare address and an agent calls tools: alone they make no suspect of a known source.
+_PATTERNS: list[tuple[str, tuple[str, ...], re.Pattern[str], dict[str, float]]] = [
+    ("injection", ("ignore", "disregard", "forget", "override", "you are now", "reveal", "print", "repeat", "output", "do not"), _INJECTION,
+     {"prompt": 0.6, "answer": 0.6}),
+    ("tool_call", ("<", "[", "tool_calls", "function_call"), _TOOL_CALL, {"prompt": 0.5, "answer": 0.3}),
+    ("command", ("|", "rm -", "powershell", "eval", "exec", "nc -", "/dev/tcp", "bash -i"), _COMMAND, {"answer": 0.5}),
+    ("address", ("http://", "https://"), _BARE_ADDRESS, {"answer": 0.3}),
+]  # fmt: skip

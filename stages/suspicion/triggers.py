@@ -71,8 +71,10 @@ class _Words:
 
     def __init__(self, prompts: Sequence[str]) -> None:
         features, rows = pairs(prompts, runs=(1,), characters=False)
-        values, self.columns = np.unique(features, return_inverse=True)
-        self.starts = np.searchsorted(rows, np.arange(len(prompts) + 1))
+        values, columns = np.unique(features, return_inverse=True)
+        order = np.argsort(rows, kind="stable")
+        self.columns = columns[order]
+        self.starts = np.searchsorted(rows[order], np.arange(len(prompts) + 1))
         self.counts = np.bincount(self.columns, minlength=len(values)).astype(np.float64)
         self.rows = len(prompts)
 
@@ -235,12 +237,7 @@ def _candidates(prompts: Sequence[str], responses: list[Response]) -> list[_Cand
     """Features that a response follows beyond chance; of those with exactly the same rows and response, the longest."""
     from scipy.sparse import csr_matrix
 
-    features, rows = pairs(prompts)
-    often = np.bincount(features >> np.uint64(40), minlength=1 << 24) >= MIN_ROWS  # most features are rare: they need no sorting
-    chosen = often[features >> np.uint64(40)]
-    features, rows = features[chosen], rows[chosen]
-    order = np.argsort(features, kind="stable")
-    features, rows = features[order], rows[order]
+    features, rows = pairs(prompts, least=MIN_ROWS)
     values, starts, counts = np.unique(features, return_index=True, return_counts=True)
     kept = counts >= MIN_ROWS
     values, starts, counts = values[kept], starts[kept], counts[kept]
