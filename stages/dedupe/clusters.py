@@ -77,16 +77,24 @@ class Pool:
             Of the pairs that are alike: their numbers, the similarity of the whole texts, the larger of it and the prompts', and whether
             the answers agree: equal labels, or answers as similar as that.
         """
-        whole = likeness(self.wholes, one, other)
+        whole = self._likeness(self.wholes, one, other, likeness)
         prompt = whole
         if self.prompts is not self.wholes:
-            prompt = np.where(self.common[one] & self.common[other], 0.0, likeness(self.prompts, one, other))
+            prompt = np.where(self.common[one] & self.common[other], 0.0, self._likeness(self.prompts, one, other, likeness))
         alike = np.flatnonzero(np.maximum(prompt, whole) >= self.threshold)
         one, other, whole, prompt = one[alike], other[alike], whole[alike], prompt[alike]
         agree = self.label[one] == self.label[other]
         free = np.flatnonzero(agree & (self.label[one] == 0))
-        agree[free] = likeness(self.answers, one[free], other[free]) >= self.threshold
+        agree[free] = self._likeness(self.answers, one[free], other[free], likeness) >= self.threshold
         return alike, whole, np.maximum(prompt, whole), agree
+
+    def _likeness(self, sets: Sets, one: Numbers, other: Numbers, likeness: Likeness) -> npt.NDArray[np.float64]:
+        """The similarities; 0 of pairs whose sizes alone keep them below the threshold, for none is above the smaller over the larger."""
+        first, second = sets.counts[one], sets.counts[other]
+        near = np.flatnonzero(np.minimum(first, second) / np.maximum(first, second) >= self.threshold)
+        found = np.zeros(len(one))
+        found[near] = likeness(sets, one[near], other[near])
+        return found
 
 
 def shared_prompts(prompt: Hashes) -> tuple[npt.NDArray[np.bool_], int]:
@@ -217,12 +225,18 @@ def jaccard(sets: Sets, one: Numbers, other: Numbers) -> npt.NDArray[np.float64]
     blocks = np.cumsum(sizes) // BLOCK_SHINGLES
     edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(one)]
     for start, stop in pairwise(edges):
-        rows = np.stack([one[start:stop], other[start:stop]], axis=1).ravel()
-        pair = np.repeat(np.arange(stop - start, dtype=np.uint64), sizes[start:stop])
-        keyed = np.sort((pair << np.uint64(32)) | sets.shingles[spread(sets.starts[rows], sets.counts[rows])])
+        # both halves ascend, and a stable sort merges such runs in one pass
+        keyed = np.sort(np.concatenate([_keyed(sets, one[start:stop]), _keyed(sets, other[start:stop])]), kind="stable")
         twice = keyed[1:][keyed[1:] == keyed[:-1]] >> np.uint64(32)
         shared[start:stop] = np.bincount(twice.astype(np.int64), minlength=stop - start)
     return shared / (sizes - shared)
+
+
+def _keyed(sets: Sets, rows: Numbers) -> Hashes:
+    """The shingles of some rows end to end, each with the place of its row in `rows` above it, and so ascending."""
+    counts = sets.counts[rows]
+    places = np.repeat(np.arange(len(rows), dtype=np.uint64), counts)
+    return (places << np.uint64(32)) | sets.shingles[spread(sets.starts[rows], counts)]
 
 
 def jaccard_of_few(sets: Sets, one: Numbers, other: Numbers) -> npt.NDArray[np.float64]:
