@@ -19,8 +19,6 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks.data_rows import made_rows
-from stages.compare.classical import classical_answers
-from stages.compare.statistics import mcnemar
 from stages.core import paths
 from stages.core.overlap import RunIndex
 from stages.core.packages import fetch_wheel
@@ -248,6 +246,9 @@ def speed(params: Params, count: int) -> bool:
 
 def overlap(params: Params) -> None:
     """Prints what rejecting training rows that share words with test rows would do to this checkout's data."""
+    from stages.compare.classical import classical_answers
+    from stages.compare.statistics import mcnemar
+
     train, test = read_rows(paths.SPLIT_TRAIN), read_rows(paths.SPLIT_TEST)
     pool = [item.row for item in read_rejected(paths.SPLIT_REJECTED) if item.rule == "over_max_train"]
     for name, rows in ((f"{len(train)}", train), (f"{len(train) + len(pool)}, no cap", [*train, *pool])):

@@ -7,17 +7,21 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core import paths
+from benchmarks import data_dedupe
+from stages.core import paths, records
 from stages.core.errors import UserError
 from stages.core.params import Dedupe, load_params
 from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rows
-from stages.core.words import normalised, words
+from stages.core.words import found_words, normalised, words
+from stages.dedupe import facts
+from stages.dedupe.clusters import jaccard, jaccard_of_few
 from stages.dedupe.contamination import EvaluationIndex
-from stages.dedupe.facts import shingled
+from stages.dedupe.facts import Sets, shingled
 from stages.dedupe.signatures import rows_per_band
 from tests.rows import chat, labelled, numbered, preference
 from tests.tiny import write_jsonl
@@ -168,6 +172,19 @@ def planted(count: int, seed: int) -> tuple[list[Row], list[tuple[str, str]]]:
     return numbered(rows), pairs
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_near_duplicates_of_prompts_and_of_whole_rows_are_found_and_no_conflict_is_dropped(seed: int) -> None:
+    rng = random.Random(seed)
+    texts = [" ".join(sentence(rng, rng.randint(15, 60))) for _ in range(1500)]
+    rows, pairs = data_dedupe.planted(texts, seed, 3)
+    found = data_dedupe.figures(rows, pairs, params(), 17)
+    assert found.recall.keys() == set(data_dedupe.KINDS)
+    assert min(found.recall.values()) >= 0.97
+    assert found.precision >= 0.99
+    assert found.lost == 0
+    assert found.dropped >= 0.95 * sum(pair.kind not in data_dedupe.CONFLICTS for pair in pairs)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_near_duplicates_are_found_and_nothing_else(seed: int, empty: Path) -> None:
     rows, pairs = planted(300, seed)
@@ -213,6 +230,37 @@ def test_time_grows_with_the_rows_and_not_with_their_square(empty: Path) -> None
     start = time.process_time()
     dedupe(rows, empty, near_threshold=0.6, keep_near_duplicates=True)
     assert time.process_time() - start < 15
+
+
+def test_the_similarity_of_arrays_is_that_of_sets() -> None:
+    rng = random.Random(3)
+    texts = [" ".join(rng.choices(LEXICON[:40], k=rng.randint(1, 60))) for _ in range(200)]
+    shingles, counts = shingled(map(words, texts), 3)
+    sets = Sets(shingles, np.cumsum(counts) - counts, counts)
+    one, other = np.full(200, 7), np.arange(200)
+    expected = [data_dedupe.near(texts[7], text, 3) for text in texts]
+    assert jaccard(sets, one, other).tolist() == pytest.approx(expected)
+    assert jaccard_of_few(sets, one, other).tolist() == pytest.approx(expected)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_a_text_in_ascii_has_the_words_that_any_text_would_have(text: str) -> None:
+    beside = words(f"{text}\n\u00e9")  # a letter beyond ASCII takes the way of all other texts
+    assert [*(found_words(text)), "\u00e9"] == beside
+
+
+def test_the_number_of_processes_and_of_row_groups_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ROW_GROUP_ROWS", 150)  # the files have 20,000
+    rows = [*planted(150, 3)[0], *numbered([chat(f"What is {word}?", f"It is {word}.") for word in LEXICON[:50]])]
+    write_rows(tmp_path / "source.parquet", rows)
+    outs = []
+    for processes in (1, 2):
+        monkeypatch.setattr(facts, "cores", lambda processes=processes: processes)
+        stage.dedupe(tmp_path / "source.parquet", tmp_path / "none", params(), 17, lambda path: tmp_path / path.name)
+        outs.append([(tmp_path / path.name).read_bytes() for path in (paths.DEDUPE_ROWS, paths.DEDUPE_REJECTED)])
+    assert outs[0] == outs[1]
+    kept = dedupe(rows, tmp_path / "none")[0]
+    assert read_rows(tmp_path / paths.DEDUPE_ROWS.name) == kept
 
 
 # contamination
