@@ -14,7 +14,7 @@ from pathlib import Path
 from stages.core import paths
 from stages.core.params import LabelCheck, load_params
 from stages.core.records import Row, read_rows, write_rows
-from stages.label_check.__main__ import wrong_labels
+from stages.label_check.searches import wrong_labels
 from stages.label_check.table import read_table
 
 SHARE = 0.05
@@ -38,7 +38,7 @@ def measured(rows: list[Row], share: float, seed: int, params: LabelCheck) -> tu
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder, "rows.parquet"), changed)
         table = read_table(Path(folder, "rows.parquet"))
-        suspects, _ = wrong_labels(table, list(range(len(rows))), params, 17, Path(folder))
+        suspects, _, _ = wrong_labels(table, list(range(len(rows))), params, 17, Path(folder))
     found = {table.ids[item.number] for item in suspects}
     return len(found & wrong) / len(wrong), len(found & wrong) / max(1, len(found)), len(found)
 

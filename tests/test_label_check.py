@@ -188,7 +188,8 @@ def test_without_labels_the_stage_loads_no_learning_library() -> None:
 
 def test_keep_shields_a_suspect_from_being_dropped_and_from_being_suspected_again() -> None:
     rows, _ = flipped(300, 0.05, 1)
-    worst = next(row for row in rows if row.id == check(rows, [], params())[2][0]["id"])
+    first = check(rows, [], params())[2][0]["id"]
+    worst = next(row for row in rows if row.id == first)
     kept, rejected, suspects, report = check(rows, [decide(worst, "keep")], params(action="drop", max_drop_share=1.0))
     assert worst in kept
     assert worst.id not in {suspect["id"] for suspect in suspects}

@@ -8,7 +8,7 @@ vouch for its own copies (confident learning: Northcutt et al. 2021, arXiv 1911.
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from stages.core.params import LabelCheck, Params
 from stages.core.progress import progress
 from stages.core.records import REJECTED_SCHEMA, SCHEMA, Row, TableWriter, write_table
 from stages.core.stage import run_stage
-from stages.label_check.classifier import judge
 from stages.label_check.decisions import ACTIONS, Decision, decided, read_decisions
+from stages.label_check.searches import datalab, worst_of, wrong_answers, wrong_labels
 from stages.label_check.suspects import SUSPECTS_SCHEMA, Suspect, conflicts, ranked, records
 from stages.label_check.table import Table, read_table
 
@@ -76,14 +76,21 @@ def label_check(path: Path, decisions: list[Decision], params: LabelCheck, seed:
             table.labels[number] = decision.label
     left = [number for number in range(len(table.ids)) if number not in review.dropped]
     with tempfile.TemporaryDirectory() as folder:
-        found, checked = wrong_labels(table, [n for n in left if table.labels[n] is not None], params, seed, Path(folder))
+        found, checked, asked = wrong_labels(table, [n for n in left if table.labels[n] is not None], params, seed, Path(folder))
+        unlike, pairs = wrong_answers(table, [n for n in left if table.labels[n] is None], params, seed, Path(folder))
     members, groups = conflicts(_shared(table, review))
-    suspects = ranked((item for item in [*found, *members] if item.number not in review.reviewed), table)
+    issues, far, near = datalab(table, left, asked, seed)
+    found = [replace(item, neighbours=item.neighbours or near.get(item.number, ())) for item in [*found, *unlike, *members, *far]]
+    suspects = ranked((item for item in found if item.number not in review.reviewed), table)
     by_label = [item for item in suspects if item.kind == "label"]
     limit = int(params.max_drop_share * len(table.ids))
     to_drop = {item.number: item for item in by_label[:limit]} if params.action == "drop" else {}
-    rows, rejected, labels = _write(table, review, known, suspects, to_drop, place)
+    wanted = {item.number for item in suspects} | {line["number"] for found_by in issues.values() for line in worst_of(found_by)}
+    rows, rejected, labels = _write(table, review, known, wanted, to_drop, place)
     shown = records(suspects, rows)
+    for line in (line for found_by in issues.values() for line in worst_of(found_by)):
+        row = rows[line.pop("number")]
+        line |= {"id": row.id, "label": row.label, "text": _short(row.text)}
     write_table(place(paths.LABEL_SUSPECTS), pa.Table.from_pylist(shown, schema=SUSPECTS_SCHEMA))
     return {
         "rows_in": len(table.ids),
@@ -104,6 +111,8 @@ def label_check(path: Path, decisions: list[Decision], params: LabelCheck, seed:
         "top_conflicts": [
             [{"id": row.id, "label": row.label, "text": _short(row.text)} for row in group[:SHOWN]] for group in groups[:SHOWN]
         ],
+        "datalab": issues,
+        "mismatch": pairs,
         **checked,
     }
 
@@ -115,66 +124,6 @@ def _review(table: Table, decisions: list[Decision]) -> Review:
     here = {table.ids[number]: by_id[table.ids[number]] for number in reviewed}
     dropped = {number for number in reviewed if here[table.ids[number]].action == "drop"}
     return Review(here, dropped, reviewed, sorted(by_id.keys() - here.keys()))
-
-
-def wrong_labels(table: Table, numbers: list[int], params: LabelCheck, seed: int, place: Path) -> tuple[list[Suspect], dict[str, Any]]:
-    """Rows to whose classifiers another label is many times as probable as their own.
-
-    Args:
-        table: all rows.
-        numbers: of the labelled rows to check.
-        params: the folds (a label with fewer independent rows is not checked), and the odds that make a suspect.
-        seed: of the folds and the sample.
-        place: a folder for what processes share.
-
-    Returns:
-        The suspects, and what was checked: `checked`, `learnt_rows`, `unchecked_labels`, `accuracy`, `macro_f1`, `note`.
-    """
-    independent: dict[str, set[str]] = defaultdict(set)
-    for number in numbers:
-        independent[str(table.labels[number])].add(table.parts[number])
-    labels = sorted(label for label, members in independent.items() if len(members) >= params.folds)
-    counts = Counter(str(table.labels[number]) for number in numbers)
-    unchecked = {label: count for label, count in sorted(counts.items()) if label not in labels}
-    result: dict[str, Any] = {
-        "checked": 0,
-        "learnt_rows": 0,
-        "unchecked_labels": unchecked,
-        "accuracy": None,
-        "macro_f1": None,
-        "note": None,
-    }
-    if not numbers:
-        return [], {**result, "note": "no row has a label: nothing to check"}
-    if len(labels) < 2:
-        note = f"fewer than two labels have {params.folds} independent rows: nothing to compare, so nothing was checked"
-        return [], {**result, "note": note}
-    if unchecked:
-        result["note"] = f"labels with fewer than {params.folds} independent rows were not checked: {', '.join(unchecked)}"
-
-    import numpy as np
-    from sklearn.metrics import f1_score
-
-    chosen = np.array([number for number in numbers if str(table.labels[number]) not in unchecked], dtype=np.int64)
-    judged = judge(table, chosen, labels, params.folds, seed, place)
-    chosen = chosen[~np.isnan(judged.own[chosen])]
-    suspects = [
-        Suspect(
-            int(number),
-            "label",
-            labels[judged.suggested[number]],
-            round(float(judged.own[number]), 6),
-            f"another label is {min(judged.odds[number], 1e6):,.0f} times as probable as its own",
-        )
-        for number in chosen[judged.odds[chosen] >= params.min_odds]
-    ]
-    names = np.array(labels)
-    given = np.array([str(table.labels[number]) for number in chosen])
-    predicted = np.where(judged.own[chosen] >= judged.other[chosen], given, names[judged.suggested[chosen]])
-    result |= {"checked": len(chosen), "learnt_rows": judged.learnt, "repeats": judged.repeats}
-    result["accuracy"] = float((given == predicted).mean())
-    result["macro_f1"] = float(f1_score(given, predicted, average="macro"))
-    return suspects, result
 
 
 def _shared(table: Table, review: Review) -> dict[str, list[tuple[int, Row]]]:
@@ -200,10 +149,9 @@ def _wanted(rows: list[Row], wanted: list[bool]) -> list[Row]:
 
 
 def _write(
-    table: Table, review: Review, known: set[str], suspects: list[Suspect], to_drop: dict[int, Suspect], place: Callable[[Path], Path]
+    table: Table, review: Review, known: set[str], wanted: set[int], to_drop: dict[int, Suspect], place: Callable[[Path], Path]
 ) -> tuple[dict[int, Row], Counter[str], Counter[str]]:
-    """Writes the rows kept and rejected; gives the suspects' rows by number, the rules' counts and the kept rows' labels."""
-    wanted = {item.number for item in suspects}
+    """Writes the rows kept and rejected; gives the wanted rows by number, the rules' counts and the kept rows' labels."""
     rows: dict[int, Row] = {}
     rejected: Counter[str] = Counter()
     labels: Counter[str] = Counter()

@@ -37,6 +37,7 @@ class Judged:
         own: [rows] float64, the probability of the row's own label; NaN where it was not judged.
         other: [rows] float64, the highest probability of another label.
         suggested: [rows] int64, that label's number.
+        probabilities: [sampled, labels] float32, all labels' probabilities of the rows for which they were asked.
         learnt: how many rows the classifiers learnt from.
         repeats: how many deals were averaged.
     """
@@ -44,6 +45,7 @@ class Judged:
     own: "npt.NDArray[np.float64]"
     other: "npt.NDArray[np.float64]"
     suggested: "npt.NDArray[np.int64]"
+    probabilities: "npt.NDArray[np.float32]"
     learnt: int
     repeats: int
 
@@ -125,7 +127,15 @@ def _order(seed: str, name: str) -> int:
     return xxh3_64_intdigest(f"{seed} {name}".encode())
 
 
-def judge(table: Table, numbers: "npt.NDArray[np.int64]", labels: list[str], folds: int, seed: int, place: Path) -> Judged:
+def judge(
+    table: Table,
+    numbers: "npt.NDArray[np.int64]",
+    labels: list[str],
+    folds: int,
+    seed: int,
+    place: Path,
+    sampled: "npt.NDArray[np.int64]",
+) -> Judged:
     """Judges rows by out-of-fold probabilities: TF-IDF of words and word pairs, one logistic regression a label.
 
     Args:
@@ -135,6 +145,7 @@ def judge(table: Table, numbers: "npt.NDArray[np.int64]", labels: list[str], fol
         folds: of the cross-validation.
         seed: of deals and sample.
         place: a folder for the classifiers, which other processes read.
+        sampled: [some] int64, those of the numbers whose every label's probability is wanted, ascending.
 
     Returns:
         What was found, one value for each row of the table.
@@ -158,9 +169,11 @@ def judge(table: Table, numbers: "npt.NDArray[np.int64]", labels: list[str], fol
     classifiers.temperature = _temperature(probabilities(classifiers, texts, fold[learnt]), given[learnt])
     with file.open("wb") as handle:
         pickle.dump(classifiers, handle)
-    blocks = list(table.over(partial(_judge_block, file), [given, fold]))
-    own, other, suggested = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    return Judged(own, other, suggested, len(learnt), repeats)
+    wanted = np.zeros(len(table.ids), dtype=bool)
+    wanted[sampled] = True
+    blocks = list(table.over(partial(_judge_block, file), [given, fold, wanted]))
+    own, other, suggested, every = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return Judged(own, other, suggested, every, len(learnt), repeats)
 
 
 def _texts(rows: list[Row], chosen: "npt.NDArray[np.bool_]") -> list[str]:
@@ -224,22 +237,24 @@ def _classifiers(file: Path) -> Classifiers:
 
 
 def _judge_block(
-    file: Path, rows: list[Row], given: "npt.NDArray[np.int64]", fold: "npt.NDArray[np.int64]"
-) -> "tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]":
-    """Own probability, best other probability and its label of each row of a block."""
+    file: Path, rows: list[Row], given: "npt.NDArray[np.int64]", fold: "npt.NDArray[np.int64]", wanted: "npt.NDArray[np.bool_]"
+) -> "tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float32]]":
+    """Own probability, best other probability and its label of each row of a block, and every probability of those wanted."""
     import numpy as np
 
     own, other, suggested = np.full(len(rows), np.nan), np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64)
     asked = np.flatnonzero(given >= 0)
+    every = np.zeros((0, _classifiers(file).weights[0][0][0].shape[1]), dtype=np.float32)
     if len(asked):
         found = probabilities(_classifiers(file), [rows[i].text for i in asked], fold[asked])
+        every = np.nan_to_num(found[wanted[asked]]).astype(np.float32)
         mine = np.arange(len(asked)), given[asked]
         own[asked] = found[mine]
         found = np.nan_to_num(found)
         found[mine] = -1.0
         suggested[asked] = found.argmax(axis=1)
         other[asked] = found.max(axis=1)
-    return own, other, suggested
+    return own, other, suggested, every
 
 
 def probabilities(classifiers: Classifiers, texts: list[str], fold: "npt.NDArray[np.int64]") -> "npt.NDArray[np.float64]":
