@@ -68,26 +68,25 @@ def is_obviously_english(prose: str) -> bool:
 
 
 def _foreign_share(prose: str, wanted: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
-    shares = language_model(wanted)(prose)
-    best = sorted(shares.items(), key=lambda item: (-item[1], item[0]))[:3]
-    language, share = best[0]
-    wanted_share = sum(shares.get(name, 0.0) for name in wanted)
+    ranked = language_model(wanted)(prose)
+    language, share = ranked[0]
+    wanted_share = sum(share for name, share in ranked if name in wanted)
     # zxx is the model's word for no language: code, tables, numbers
     if language in (*wanted, "zxx") or wanted_share > MAX_WANTED_SHARE:
         return 0.0, {}
     evidence = {"language": language, "share": round(share, 4), "wanted": list(wanted), "wanted_share": round(wanted_share, 4)}
-    return sum(s for _, s in best), evidence
+    return sum(share for _, share in ranked[:3]), evidence
 
 
 @cache
-def language_model(wanted: tuple[str, ...]) -> Callable[[str], dict[str, float]]:
+def language_model(wanted: tuple[str, ...]) -> Callable[[str], list[tuple[str, float]]]:
     """py3langid's classifier over all its languages, with probabilities that sum to one.
 
     Args:
         wanted: languages that it must know.
 
     Returns:
-        A function from a text to the probability of each language.
+        A function from a text to the languages and their probabilities, the likeliest first.
 
     Raises:
         UserError: it does not know one of the languages.
@@ -100,4 +99,4 @@ def language_model(wanted: tuple[str, ...]) -> Callable[[str], dict[str, float]]
         raise UserError(
             f"params.yaml: clean.languages names {', '.join(unknown)}, which the language model does not know; it knows {known}"
         )
-    return lambda text: {language: float(share) for language, share in identifier.rank(text)}
+    return identifier.rank

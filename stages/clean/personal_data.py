@@ -48,9 +48,11 @@ _PHONES = (
         re.IGNORECASE,
     ),
 )
-# Only e-mail, accounts and IPv6 do without four digits close together or an Italian's letters before two: most texts are left here.
-_DIGITS = re.compile(r"(?:\d[^\w\n]{0,3}){4}|[A-Z]{3} ?[A-Z]{3} ?\d\d ?[A-Z]")
-_DATE = re.compile(r"(?:19|20)\d\d[ .\-/](?:\d\d?[ .\-/]\d\d?|(?:19|20)\d\d)|\d\d?[ .\-/]\d\d?[ .\-/](?:19|20)\d\d")
+# Only e-mail, accounts and IPv6 do without four digits close together or an Italian's year, month and day: most texts are left here.
+_DIGITS = re.compile(r"\d(?:(?:[^\w\n]{0,3}\d){3}|\d ?[A-Z]\d\d)")
+_DATE = re.compile(
+    r"(?:19|20)\d\d[ .\-/](?:\d\d?[ .\-/]\d\d?|(?:19|20)\d\d)|\d\d?[ .\-/](?:\d\d?[ .\-/](?:19|20)\d\d|(?:19|20)\d\d[ .\-/]\d\d?)"
+)
 
 _IBAN = re.compile(r"(?<![A-Z0-9-])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
 _IBAN_LENGTHS = {  # ISO 13616 registry

@@ -22,7 +22,7 @@ _REFUSAL = re.compile(
     rf"|(?:my apologies|i apologi[sz]e)\b[^.!?\n]{{0,20}}\b(?:{_CANNOT}))",
     re.IGNORECASE,
 )
-_BOILERPLATE = re.compile(
+_BOILERPLATE = re.compile(  # of a folded text
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bi hope (?:this|that|it) helps|\bfeel free to (?:ask|reach)"
     r"|\b(?:please )?(?:let me know|don'?t hesitate)\b[^.!?\n]{0,40}\b(?:if|to)\b|\bis there anything else i can\b|\bhappy to help\b"
     r"|\bthank(?:s| you) for (?:your question|asking|reaching out|contacting|visiting)|\b(?:that'?s a |what a )?great question"
@@ -31,12 +31,12 @@ _BOILERPLATE = re.compile(
     r"|\bshare (?:this (?:post|article|page)|on (?:facebook|twitter))|\blorem ipsum"
     r"|\b(?:we|this (?:web)?site) uses? cookies|\benable javascript|\byour browser\b|\bpage not found|\ball rights reserved"
     r"|\bprivacy policy\b|\bterms of (?:use|service)\b|\blog ?in to (?:your|continue|view)|\badvertisement\b|\bposted (?:by|on)\b",
-    re.IGNORECASE,
 )
 _BOILERPLATE_HINTS = (  # the expression is tried where one of these stands in the folded text
-    "as a", "i hope", "feel free", "let me know", "hesitate", "anything else", "happy to", "thank", "great question", "sure", "certainly",
-    "of course", "absolutely", "click", "subscribe", "sign up", "read more", "continue reading", "share ", "lorem", "cookies", "javascript",
-    "browser", "not found", "rights reserved", "privacy", "terms of", "log", "advertisement", "posted",
+    "as an ai", "as an artificial", "language model", "i hope", "feel free", "let me know", "hesitate", "anything else", "happy to",
+    "thank", "great question", "sure", "certainly", "of course", "absolutely", "click", "subscribe", "sign up", "read more",
+    "continue reading", "share ", "lorem", "cookies", "javascript", "your browser", "not found", "rights reserved", "privacy",
+    "terms of", "login to", "log in to", "advertisement", "posted",
 )  # fmt: skip
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?\n]*")
 _MARKUP = re.compile(
@@ -124,11 +124,10 @@ def boilerplate(answers: list[str]) -> float:
         0 to 1.
     """
     answers = [answer for answer in answers if not _REFUSAL.search(answer)]
-    whole = "\n".join(answers)
-    folded = whole.casefold()
-    if not any(hint in folded for hint in _BOILERPLATE_HINTS) or not _BOILERPLATE.search(whole):
+    whole = "\n".join(answers).casefold()
+    if not any(hint in whole for hint in _BOILERPLATE_HINTS) or not _BOILERPLATE.search(whole):
         return 0.0
-    sentences = [sentence for answer in answers for sentence in _SENTENCE.findall(answer)]
+    sentences = _SENTENCE.findall(whole)
     return sum(len(sentence) for sentence in sentences if _BOILERPLATE.search(sentence.strip())) / len(whole)
 
 

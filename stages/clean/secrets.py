@@ -49,6 +49,7 @@ _BLANKS = re.compile(
     r"|placeholder|redacted|test(?:ing)?[\d_-]|dummy|insert|<|none$|null$|undefined$",
     re.IGNORECASE,
 )
+_NAME_OF_A_CLASS = re.compile(r"(?:[A-Z]+\d?)?(?:[A-Z][a-z]{2,}\d?)+")
 MIN_BITS = 3.0  # Shannon entropy a character of an assigned value; English words lie near 2.5, random hexadecimal of 16 near 3.3
 MIN_PASSWORD_BITS = 2.5  # a password is named as one, so less is asked of its looks
 
@@ -65,8 +66,9 @@ def find_secrets(text: str) -> list[Finding]:
     found = find_tokens(text)
     if "PRIVATE KEY" in text or "PuTTY" in text or "AGE-SECRET" in text:
         found += [Finding(*match.span(), "private_key") for pattern in _PRIVATE_KEYS for match in pattern.finditer(text)]
-    if "://" in text:
+    if "://" in text and "@" in text:
         found += [Finding(*match.span("value"), "password_in_url") for match in _URL.finditer(text) if not _is_blank(match["value"])]
+    if "=" in text:
         found += [
             Finding(*match.span("value"), "password_in_url") for match in _QUERY.finditer(text) if _looks_random(match["value"], False)
         ]
@@ -112,6 +114,7 @@ def _looks_random(value: str, named_password: bool) -> bool:
         not (letters and digits)
         or _is_blank(value)
         or "://" in value
+        or _NAME_OF_A_CLASS.fullmatch(value)
         or re.fullmatch(r"[a-z_]+\d?(?:\.[a-z_]+\d?)+|\d+[a-z]{1,4}", value, re.I)
     ):
         return False
