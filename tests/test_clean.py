@@ -330,11 +330,15 @@ ROWS = st.lists(
     "B"])), max_size=5
 )  # fmt: skip
 ACTIONS = st.sampled_from(["drop", "redact", "keep"])
+OF_SECRETS = ACTIONS | st.sampled_from(
+    [{"default": "keep", "jwt": "redact", "github_token": "drop"}, {"default": "redact", "private_key": "keep"}]
+)
+OF_PERSONAL_DATA = ACTIONS | st.sampled_from([{"default": "redact", "ip": "keep", "iban": "drop"}, {"default": "keep", "email": "redact"}])
 
 
 @settings(max_examples=150, deadline=None)
-@given(ROWS, ACTIONS, ACTIONS)
-def test_rows_are_conserved_and_cleaning_twice_changes_nothing_more(rows: list[Row], secrets: str, personal_data: str) -> None:
+@given(ROWS, OF_SECRETS, OF_PERSONAL_DATA)
+def test_rows_are_conserved_and_cleaning_twice_changes_nothing_more(rows: list[Row], secrets: object, personal_data: object) -> None:
     chosen = params(secrets=secrets, personal_data=personal_data, max_refusal=0.5)
     rows = numbered(rows)
     kept, rejected, report = clean(rows, chosen)
