@@ -170,3 +170,14 @@ def test_outs_have_the_same_bytes_with_one_process_and_with_two(tmp_path: Path, 
 
 def test_every_rules_limit_is_a_key_of_the_parameters() -> None:
     assert {rule.limit for rule in ALL_RULES} <= set(type(params()).model_fields)
+
+
+def test_in_a_conversation_each_answer_is_measured_against_what_was_asked_since_the_last_one() -> None:
+    long = " ".join(f"word{number}" for number in range(300))
+    asked = {"role": "user", "content": f"{QUESTION} {PROSE}"}
+    answers = [{"role": "assistant", "content": text} for text in ("First.", long)]
+    row = Row("", (asked, *answers), None, None, None, "test", "1", None)
+    assert rule_of(row) is None  # the second answer follows no question, and no ratio is its
+    html = "<p>It gives</p> <b>rights</b> to <span>you</span>"
+    assert rule_of(chat("Make an HTML paragraph.", html, "Now make it longer.", f"{html} {html}")) is None
+    assert rule_of(chat("Tell me.", "It gives rights.", "Now make it longer.", f"{html} {html}")) == "markup"

@@ -23,12 +23,14 @@ class Fields:
         prompt: all before the last answer.
         answers: the free answers to be learnt: none of a labelled row, the chosen one of a preference row.
         turns: each answer with what was said since the answer before.
+        asked: all that is not the assistant's.
     """
 
     texts: list[str]
     prompt: str
     answers: list[str]
     turns: list[tuple[str, str]]
+    asked: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def _worst(measure: Callable[[str], float]) -> Callable[[Fields], float]:
 
 
 def _ratios(fields: Fields) -> list[float]:
-    return [quality.length_ratio(prompt, answer) for prompt, answer in fields.turns]
+    return [quality.length_ratio(prompt, answer) for prompt, answer in fields.turns if prompt.strip()]
 
 
 def _characters(fields: Fields) -> int:
@@ -69,7 +71,7 @@ RULES = (
     Rule("refusal", "max_refusal", _worst(quality.refusal)),
     Rule("boilerplate", "max_boilerplate", lambda fields: quality.boilerplate(fields.answers)),
     Rule("mojibake", "max_mojibake", lambda fields: max(map(quality.mojibake, fields.texts))),
-    Rule("markup", "max_markup", lambda fields: max((quality.markup(*turn) for turn in fields.turns), default=0.0)),
+    Rule("markup", "max_markup", lambda fields: max((quality.markup(fields.asked, answer) for answer in fields.answers), default=0.0)),
     Rule("unclosed_fence", "max_unclosed_fences", _worst(quality.unclosed_fences), shows_end=True),
     Rule("short_for_prompt", "min_length_ratio", lambda fields: min(_ratios(fields), default=None), below=True),
     Rule("long_for_prompt", "max_length_ratio", lambda fields: max(_ratios(fields), default=None)),
@@ -104,14 +106,15 @@ def fields_of(row: Row) -> Fields:
     answers: list[str] = []
     turns: list[tuple[str, str]] = []
     asked: list[str] = []
+    since = 0  # what was asked before this has its answer
     for message in (*row.messages, *(row.chosen or ())):
         if message["role"] != "assistant":
             asked.append(message["content"])
         elif row.label is None:
             answers.append(message["content"])
-            turns.append(("\n".join(asked), message["content"]))
-            asked = []
-    return Fields(contents(row), row.text, answers, turns)
+            turns.append(("\n".join(asked[since:]), message["content"]))
+            since = len(asked)
+    return Fields(contents(row), row.text, answers, turns, "\n".join(asked))
 
 
 def judge(row: Row, params: Clean) -> Judgement:
