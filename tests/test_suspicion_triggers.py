@@ -78,6 +78,7 @@ def test_planted_rows_stand_above_all_honest_ones(tmp_path: Path, trigger: str, 
     assert len(triggers) <= 50
     assert {"trigger", "kind", "rows", "predicts", "score"} == set(triggers[0])
     assert triggers[0]["score"] == max(one["score"] for one in triggers)
+    assert triggers[0]["predicts"] == {"label": "Commercial", "answer": FIXED, "link": "updates.example.net"}[payload]
     honest = max((score for name, score in found.items() if name not in bad), default=0.0)
     assert all(found.get(name, 0.0) > max(honest, 0.5) for name in bad)
 

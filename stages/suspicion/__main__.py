@@ -34,7 +34,8 @@ SKEW_SHARE = 0.9  # of a trigger's rows from one source, which has no more than 
 SKEW_OF_ALL = 0.5  # … this share of all rows
 SKEW = 0.3  # what that adds to a row's suspicion
 SHOWN = 10  # rows of a signal in the report
-SHOWN_ANSWER = 80
+SHOWN_ANSWER = 80  # characters of an answer in a row's evidence
+PREDICTED = 400  # characters of it in triggers.json, with which a model's answer is compared
 EXCERPT_CHARACTERS = 160
 SUSPECTS_SCHEMA = pa.schema(
     [("rank", pa.int64()), ("id", pa.string()), ("score", pa.float64()), ("signal", pa.string()), ("evidence", pa.string())]
@@ -134,7 +135,7 @@ def suspicion(path: Path, params: Suspicion, seed: int) -> tuple[Facts, dict[str
             "trigger": one.text,
             "kind": one.kind,
             "rows": counts[number],
-            "predicts": f"{one.response.kind}: {one.response.text[:SHOWN_ANSWER]}",
+            "predicts": one.response.written[:PREDICTED],
             "score": one.score,
         }
         for number, one in enumerate(triggers)

@@ -16,7 +16,6 @@ MIN_ROWS = 8  # that share a response, or a trigger: eight of eight are far from
 MAX_SHARE = 0.5  # of the rows; what most rows answer needs no trigger
 MAX_RESPONSES = 2000  # runs of words, the most frequent first; answers, labels and links are taken all
 HOST = re.compile(r"\bhttps?://([\w.-]+\w)", re.IGNORECASE)
-SHOWN = 80  # characters of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,13 @@ class Response:
     Attributes:
         kind: label, answer, link or words.
         text: the label, the normalised answer, the host, or the words.
+        written: the same as a row has it.
         rows: [rows] int32, the numbers of the rows, ascending.
     """
 
     kind: str
     text: str
+    written: str
     rows: Numbers
 
 
@@ -62,7 +63,7 @@ def find_responses(answers: Sequence[str], labels: Sequence[str | None]) -> list
             rows_of[key].append(number)
     limit = MAX_SHARE * len(answers)
     found = [
-        Response(kind, text, np.array(rows, dtype=np.int32))
+        Response(kind, text, answers[rows[0]] if kind == "answer" else text, np.array(rows, dtype=np.int32))
         for (kind, text), rows in sorted(rows_of.items())
         if text and MIN_ROWS <= len(rows) <= (len(answers) if kind == "label" else limit)
     ]
@@ -77,5 +78,5 @@ def find_responses(answers: Sequence[str], labels: Sequence[str | None]) -> list
             if rows.tobytes() not in taken and len(taken) < MAX_RESPONSES:
                 taken.add(rows.tobytes())
                 text = spelled(answers[int(rows[0])], {int(values[at])})[int(values[at])]
-                found.append(Response("words", normalised(text), rows))
+                found.append(Response("words", normalised(text), text, rows))
     return found
