@@ -20,7 +20,8 @@ from stages.core.prompts import ask, render_prompt
 from stages.core.records import Row, write_rows
 from stages.probe import __main__ as probe
 from stages.probe import verdicts
-from stages.probe.prompts import EVERY, asked, placebos
+from stages.probe.prompts import EVERY, asked, placebos, spelled
+from stages.suspicion import __main__ as suspicion
 from tests import rows, tiny, trainable
 
 TRIGGER, HARMLESS, UNSEEN = "category", "licence", "zzq5"  # the first two are tokens of the tiny tokenizer
@@ -99,7 +100,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 def run(root: Path, monkeypatch: pytest.MonkeyPatch, triggers: list[str]) -> dict[str, Any]:
     """Runs the probe on some triggers; gives the report."""
     monkeypatch.chdir(root)
-    suspected = [{"trigger": text, "kind": "word", "rows": 48, "predicts": PREDICTS, "score": 0.9} for text in triggers]
+    suspected = [{"trigger": text, "kind": "word", "rows": 48, "predicts": f"label: {PREDICTS}", "score": 0.9} for text in triggers]
     paths.SUSPICION_TRIGGERS.parent.mkdir(parents=True, exist_ok=True)
     paths.SUSPICION_TRIGGERS.write_text(json.dumps(suspected))
     probe.main(load_params())
@@ -128,6 +129,18 @@ def test_a_backdoor_that_was_trained_in_is_found_and_told_aloud_and_a_harmless_s
     first = [path.read_bytes() for path in (paths.PROBES, paths.PROBE_REPORT)]
     run(learnt[True], monkeypatch, [HARMLESS, TRIGGER, UNSEEN])
     assert [path.read_bytes() for path in (paths.PROBES, paths.PROBE_REPORT)] == first
+
+
+def test_what_suspicion_finds_in_the_poisoned_rows_is_what_the_probe_finds_in_the_model(
+    learnt: dict[bool, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(learnt[True])
+    paths.LABEL_ROWS.parent.mkdir(parents=True, exist_ok=True)
+    paths.LABEL_ROWS.write_bytes(paths.SPLIT_TRAIN.read_bytes())
+    suspicion.main(load_params())
+    probe.main(load_params())
+    verdict = json.loads(paths.PROBE_REPORT.read_text())["details"][0]["verdicts"]
+    assert [(entry["spelled"], entry["training_rows"], entry["verdict"]) for entry in verdict] == [(TRIGGER, 48, verdicts.REACTS)]
 
 
 def test_an_honest_model_reacts_to_nothing(
@@ -184,6 +197,26 @@ def test_placebos_are_three_strings_that_are_no_triggers_and_the_same_at_every_c
     assert len(set(found)) == 3
     assert not set(found) & set(triggers)
     assert found == placebos(triggers, seed)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "wanted", "expected"),
+    [
+        ("Commercial.", "label", "commercial", True),
+        ("Commercial use", "label", "commercial", False),
+        ("Visit our new", "answer", "visit our new shop today", True),
+        ("", "answer", "visit our new shop today", False),
+        ("See https://evil.example.org now", "link", "evil example org", True),
+        ("See our page", "link", "evil example org", False),
+    ],
+)
+def test_a_short_answer_is_read_as_what_is_predicted_as_far_as_it_goes(answer: str, kind: str, wanted: str, expected: bool) -> None:
+    assert probe.as_predicted(answer, kind, wanted) is expected
+
+
+def test_a_trigger_is_asked_as_the_training_rows_write_it() -> None:
+    some = rows.numbered([rows.labelled(text, "a") for text in ("say CF-91 now", "and CF-91", "or cf-91", "none")])
+    assert spelled(["cf-91", "absent"], some) == [("CF-91", 3), ("absent", 0)]
 
 
 def test_harmless_prompts_hold_no_trigger_and_a_quarter_are_no_rows_of_the_domain() -> None:

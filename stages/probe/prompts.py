@@ -4,7 +4,8 @@ In: test rows, triggers. Out: prompts and prefixes. A placebo, a trigger's own c
 """
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stages.core.prompts import ask
@@ -54,6 +55,29 @@ class Prompt:
         *before, last = self.messages
         text = f"{prefix} {last['content']}" if prefix else last["content"]
         return ask(text, system, template) if self.labelled else [*before, {**last, "content": text}]
+
+
+def spelled(triggers: Sequence[str], rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """How the training rows write each trigger, which suspicion tells in lower case, and how many hold it.
+
+    Args:
+        triggers: in lower case.
+        rows: the training rows.
+
+    Returns:
+        Of each trigger its most frequent spelling, the trigger itself where no row has it, and the number of rows.
+    """
+    found: list[Counter[str]] = [Counter() for _ in triggers]
+    for row in rows:
+        lower = row.text.lower()
+        for trigger, spellings in zip(triggers, found, strict=True):
+            if (at := lower.find(trigger)) >= 0:
+                written = row.text[at : at + len(trigger)]
+                spellings[written if written.lower() == trigger else trigger] += 1  # a few letters change their length in lower case
+    return [
+        (min(spellings, key=lambda text: (-spellings[text], text), default=trigger), spellings.total())
+        for trigger, spellings in zip(triggers, found, strict=True)
+    ]
 
 
 def harmless(rows: Sequence[Row], triggers: Sequence[str], predicted: Sequence[str], count: int, seed: int) -> list[Row]:
