@@ -26,8 +26,8 @@ from stages.core.provenance import git_commit, versions
 from stages.train import adapter, machine
 
 RANK = 16
-ENOUGH_SECONDS = 1.0  # a cell is timed for so long, or three steps, whichever is less
-STEPS = 3
+LEAST_SECONDS, LEAST_STEPS = 0.6, 3  # a cell is timed for both at least: a short step alone tells of the host's mood
+ENOUGH_SECONDS = 4.0  # or for so long
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ def measure(args: argparse.Namespace) -> None:
         "card": torch.cuda.get_device_name(0),
         "card_bytes": torch.cuda.get_device_properties(0).total_memory,
         "card_id": str(torch.cuda.get_device_properties(0).uuid)[:8],
-        "launch_seconds": machine.launch_seconds(),
         "commit": git_commit()["commit"],
         "versions": versions(["bitsandbytes", "peft", "torch", "transformers"]),
     }
@@ -165,7 +164,7 @@ class Runner:
             cell: what to run.
 
         Returns:
-            recomputed, tokens_per_second, seconds of a step, peak_bytes (reserved), watts.
+            recomputed, launch_seconds of the host as it was then, tokens_per_second, seconds of a step, peak_bytes (reserved), watts.
         """
         import torch
 
@@ -186,11 +185,12 @@ class Runner:
         # to warn only leaves FlashAttention its own order, and keeps cuDNN out of rows of one length, which real rows seldom are
         torch.use_deterministic_algorithms(True, warn_only=not cell.deterministic)
         try:
-            for _ in range(1 if self.warm else 2):
+            launch = machine.launch_seconds() if self.model.device.type == "cuda" else None
+            for _ in range(1 if self.warm else 3):
                 self._step(rows)
             self.warm = True
             before = machine.reading(self.model.device.type)
-            while len(times) < STEPS and sum(times) < ENOUGH_SECONDS:
+            while (len(times) < LEAST_STEPS or sum(times) < LEAST_SECONDS) and sum(times) < ENOUGH_SECONDS:
                 start = time.monotonic()
                 self._step(rows)
                 times.append(time.monotonic() - start)
@@ -201,6 +201,7 @@ class Runner:
         joules = None if after.joules is None or before.joules is None else after.joules - before.joules
         return {
             "recomputed": recomputed,
+            "launch_seconds": launch,
             "seconds": round(seconds, 5),
             "tokens_per_second": round(cell.tokens * cell.rows / seconds, 1),
             "peak_bytes": machine.peak_memory(self.model.device.type)["gpu_bytes"],
