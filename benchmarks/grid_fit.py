@@ -6,6 +6,7 @@ Factors stay near what first principles say (ridge), and a peak below the truth 
 import functools
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,16 @@ def predicted_peak(cell: Cell, factors: Mapping[str, float]) -> float:
 
 
 def predicted_speed(cell: Cell, factors: Mapping[str, float]) -> float:
-    """Tokens a second that the planner says of a cell on its host, whose slowness is a factor too where it was not measured."""
+    """Tokens a second that the planner says of a cell on its host."""
+    return cell["tokens"] * cell["rows"] / predicted_seconds(cell, factors).whole
+
+
+def predicted_seconds(cell: Cell, factors: Mapping[str, float]) -> planner_speed.Seconds:
+    """A step's time on the cell's host, whose slowness is a factor too where it was not measured."""
     shape, method, load, work = _inputs(cell)
     card = _card(cell["card"], cell["card_bytes"])
     host = factors[_host(cell)] if cell["slowness"] is None else cell["slowness"]
-    return work.tokens / planner_speed.step_seconds(shape, method, load, work, card, factors, host)
+    return planner_speed.step_seconds(shape, method, load, work, card, factors, host)
 
 
 def _host(cell: Cell) -> str:
@@ -188,13 +194,15 @@ def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, 
     columns = ["shape", "base", "rows x tokens", "recomputed", "commit", "peak GiB", "predicted", "error", "held out"]
     columns += ["tokens/s", "predicted", "error", "held out"]
     lines = [f"\n### {engine} engine, {len(cells)} cells\n", f"| {' | '.join(columns)} |", f"{'|---' * len(columns)}|"]
-    errors: dict[str, list[float]] = {"peak": [], "peak, held out": [], "tokens/s": [], "tokens/s, held out": []}
+    errors: dict[str, list[float]] = defaultdict(list)
     for number, cell in enumerate(cells):
         peak, rate = predicted_peak(cell, memory), predicted_speed(cell, speed)
+        bound = "host" if predicted_seconds(cell, speed).host_bound else "GPU"
         row = [_error(peak, cell["peak_bytes"]), None, _error(rate, cell["tokens_per_second"]), None]
         if number in held_out:
             row[1], row[3] = (_error(held_out[number][n], cell[key]) for n, key in enumerate(("peak_bytes", "tokens_per_second")))
-        for name, error in zip(errors, row, strict=True):
+        of_speed = f"tokens/s where the {bound} is waited for"
+        for name, error in zip(("peak", "peak, held out", of_speed, f"{of_speed}, held out"), row, strict=True):
             if error is not None:
                 errors[name].append(error)
         words = ["" if error is None else f"{error:+.1%}" for error in row]
@@ -206,10 +214,9 @@ def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, 
         gib = f"{cell['peak_bytes'] / 2**30:.2f} | {peak / 2**30:.2f} | {words[0]} | {words[1]}"
         lines.append(f"| {what} | {gib} | {cell['tokens_per_second']:,.0f} | {rate:,.0f} | {words[2]} | {words[3]} |")
     lines.append("")
-    for name, found in errors.items():
-        if found:
-            size = statistics.median(abs(error) for error in found)
-            lines.append(f"- {name}: median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}")
+    for name, found in sorted(errors.items()):
+        size = statistics.median(abs(error) for error in found)
+        lines.append(f"- {name}: {len(found)} cells, median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}")
     return lines
 
 

@@ -220,7 +220,7 @@ def test_a_corrected_run_teaches_the_same_again(tmp_path: Path, monkeypatch: pyt
 def test_a_slow_host_slows_what_waits_for_it_alone() -> None:
     usual = constants()["launch_seconds"]
     small, large = ({"micro_batch_tokens": tokens, "recompute": 0, "lengths": [512] * 400} for tokens in (512, 16384))
-    for name, load, least, most in (("Llama-3.2-1B", small, 1.7, 2.01), ("Llama-3.1-8B", large, 0.99, 1.1)):
+    for name, load, least, most in (("Llama-3.2-1B", small, 1.7, 2.01), ("Llama-3.1-8B", large, 0.99, 1.25)):
         speeds = [plan(name, 80, launch_seconds=usual * slowness, **load).tokens_per_second for slowness in (1, 2)]
         assert least < speeds[0] / speeds[1] < most
 

@@ -146,9 +146,9 @@ def choose(
             if total > budget * BUDGET_SHARE:
                 continue
             seconds = step_seconds(shape, method, load, work, card, constants()[engine]["speed"], launch / constants()["launch_seconds"])
-            speed = scale * work.passes * work.real_tokens / seconds
+            speed = scale * work.passes * work.real_tokens / seconds.whole
             plan = (engine, limit, load.recomputed, shape.layers, load.offload, load.mlp_tokens, work.passes, total, budget, speed, parts)
-            found.append(Choice(*plan, _reasons(shape, load, total, budget, seen), scale, offset, launch))
+            found.append(Choice(*plan, _reasons(shape, load, total, budget, seen, seconds.host_bound), scale, offset, launch))
     if not found:
         assert smallest is not None
         raise UserError(_nothing_fits(shape, method, smallest, budget, max(lengths)))
@@ -209,7 +209,7 @@ def _fullest(lengths: Sequence[int], effective_batch: int, limit: int) -> int:
     return max(longest, min(limit, sum(ordered[-effective_batch:])))
 
 
-def _reasons(shape: Shape, load: Load, total: int, budget: int, runs: int) -> tuple[str, ...]:
+def _reasons(shape: Shape, load: Load, total: int, budget: int, runs: int, host_bound: bool) -> tuple[str, ...]:
     said = [f"{total / GIB:.1f} of {budget / GIB:.1f} GiB"]
     if load.recomputed == 0:
         said.append("no layer is recomputed, since all activations fit")
@@ -219,6 +219,8 @@ def _reasons(shape: Shape, load: Load, total: int, budget: int, runs: int) -> tu
         said.append("their inputs wait in host memory, without which it would not fit or be slower")
     if load.mlp_tokens < load.tokens:
         said.append(f"the MLP takes {load.mlp_tokens} tokens at a time, which leaves memory for activations")
+    if host_bound:
+        said.append("the GPU waits for the host, whose speed this prediction is no surer than")
     if runs:
         said.append(f"corrected by {runs} earlier runs on this card")
     return tuple(said)

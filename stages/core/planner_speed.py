@@ -72,9 +72,22 @@ def unpackings(shape: Shape, method: Method, load: Load) -> int:
     return 2 * shape.layers + (0 if method.engine == "fused" else load.recomputed)
 
 
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """A step's time.
+
+    Attributes:
+        whole: of the step.
+        host_bound: whether the device waits for the host, rather than the host for the device.
+    """
+
+    whole: float
+    host_bound: bool
+
+
 def step_seconds(
     shape: Shape, method: Method, load: Load, work: Work, card: Card, factors: Mapping[str, float], host: float = 1.0
-) -> float:
+) -> Seconds:
     """The predicted seconds of one optimizer step.
 
     Args:
@@ -90,7 +103,7 @@ def step_seconds(
         host: how many times longer than the measured one this host takes to launch.
 
     Returns:
-        Seconds.
+        The seconds, and what they are spent on.
     """
     rate = card.tflops * 1e12
     todo = operations(shape, method, load, work)
@@ -115,4 +128,4 @@ def step_seconds(
     update = trained * ADAM_BYTES / (factors["memory"] * card.bandwidth * 1e9)
     # the longer of the two, and a fifth more where they are alike, since they wait for one another by turns
     together = (device**OVERLAP + waited**OVERLAP) ** (1 / OVERLAP)
-    return work.passes * together + update + factors["step_seconds"] * host
+    return Seconds(work.passes * together + update + factors["step_seconds"] * host, waited > device)
