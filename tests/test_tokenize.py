@@ -19,10 +19,10 @@ from stages.core.files import read_details, sha256_path
 from stages.core.models import load_tokenizer, new_token_ids
 from stages.core.params import Params, Tokenize, load_params
 from stages.core.prompts import render_prompt
-from stages.core.records import Message, Row, count_rules, read_rejected, with_ids, write_rows
-from stages.tokenize.__main__ import Side, main, stop_on_faults, tokenized
+from stages.core.records import Message, Rejected, Row, count_rules, read_rejected, with_ids, write_rows
+from stages.tokenize.__main__ import Outcome, main, stop_on_faults, tokenized
 from stages.tokenize.audit import control_tokens, prepare
-from stages.tokenize.encode import Chat, Encoded
+from stages.tokenize.encode import Chat, Encoded, encode
 from tests.tiny import CHATML, ROOT, edit_params
 
 LLAMA2 = (
@@ -47,6 +47,7 @@ THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 
 
@@ -71,11 +72,23 @@ def chat_with(base: Path, folder: Path, template: str | None = None, new: list[s
     return prepare(base, {"vocabulary": vocabulary, **manifest}, params)[0]
 
 
-def run(chat: Chat, conversations: list[list[Message]], max_tokens: int = 10_000, too_long: str = "drop") -> Side:
+class Done:
+    """What became of conversations, together."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        self.rows = [outcome.row for outcome in outcomes]
+        self.kept = [pair for outcome in outcomes for pair in outcome.kept]
+        self.rejected = [Rejected(outcome.row, *outcome.rejected) for outcome in outcomes if outcome.rejected]
+        self.truncated = [outcome.row.id for outcome in outcomes if outcome.policy == "truncated"]
+
+
+def run(chat: Chat, conversations: list[list[Message]], max_tokens: int = 10_000, too_long: str = "drop") -> Done:
     """What becomes of conversations; a fault is raised as the stage raises it."""
-    side = tokenized(chat, control_tokens(chat), rows_of(conversations), conversations, max_tokens, too_long)
-    stop_on_faults(side.faults)
-    return side
+    said = zip(rows_of(conversations), conversations, strict=True)
+    outcomes = list(tokenized(chat, control_tokens(chat), said, max_tokens, too_long))
+    faults = [outcome.fault for outcome in outcomes if outcome.fault]
+    stop_on_faults(faults, len(faults))
+    return Done(outcomes)
 
 
 def learnt(chat: Chat, row: Encoded) -> str:
@@ -133,6 +146,22 @@ def test_what_the_model_is_given_before_each_answer_is_the_prompt_that_evaluatio
         assert row.input_ids[: len(prompt)] == prompt
         assert row.trained[len(prompt)]
         assert not row.trained[len(prompt) - 1]
+
+
+@EXAMPLES
+@given(messages=st.deferred(lambda: TALKS), template=st.sampled_from([CHATML, SPACED, STRIPS, THINKING]))
+def test_a_prompt_cut_at_its_last_special_token_has_the_tokens_of_the_prompt_tokenised_whole(
+    messages: list[Message], template: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    chat = chat_with(tiny_base, tmp_path, template)
+    [encoded] = encode(chat, [messages])
+    assert isinstance(encoded, Encoded)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt = chat.tokenizer(render_prompt(chat.tokenizer, messages[:number]), add_special_tokens=False)["input_ids"]
+            joined = chat.tokenizer(encoded.text, add_special_tokens=False)["input_ids"][: len(prompt)] != prompt
+            assert encoded.in_pieces or not joined
+            assert encoded.input_ids[: len(prompt)] == prompt or encoded.in_pieces
 
 
 def test_a_row_that_ends_with_a_question_learns_its_earlier_answers(chatml: Chat) -> None:
@@ -282,7 +311,6 @@ TALKS = st.builds(
     st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4),
     st.none() | TEXTS,
 )
-EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @EXAMPLES
@@ -395,5 +423,5 @@ def test_equal_inputs_give_equal_bytes_whatever_the_hash_seed(ready: Params) -> 
 def test_nothing_is_written_when_no_row_fits(ready: Params) -> None:
     with pytest.raises(UserError, match=r"no training row is left of 22 \(control_token: 1, too_long: 21\)"):
         main(ready.model_copy(update={"tokenize": ready.tokenize.model_copy(update={"max_tokens": 8})}))
-    assert not paths.TOKENIZED_TRAIN.parent.exists()
+    assert list(paths.TOKENIZED_TRAIN.parent.iterdir()) == []
     assert not paths.TOKENIZE_REPORT.exists()

@@ -3,9 +3,12 @@
 Out: data/tokenized (id, input_ids, trained; what did not fit; the tokenizer with the template used) and reports/tokenize.json, the audit.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,11 @@ from stages.core.models import NEW_TOKENS, base_folder, load_tokenizer, read_man
 from stages.core.params import Params
 from stages.core.progress import progress
 from stages.core.prompts import conversation
-from stages.core.records import Message, Rejected, Row, count_rules, read_rows, write_rejected, write_table
+from stages.core.records import REJECTED_SCHEMA, Message, Row, TableWriter, count_rows, iter_rows
 from stages.core.stage import run_stage
 from stages.core.tokens import token_texts
 from stages.tokenize import audit, fit
-from stages.tokenize.encode import Chat, Encoded, RowFault, control_token, encode
+from stages.tokenize.encode import Chat, Encoded, RowFault, control_token, encode_batches
 
 SCHEMA = pa.schema(
     [
@@ -31,124 +34,163 @@ SCHEMA = pa.schema(
     ]
 )
 BATCH_ROWS = 500
+FIRST_ROWS = 500  # whose tokens are compared with those of the saved tokenizer, and with their text
+FAULTS_SHOWN = 4
 PREVIEW_ROWS = 6
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-@dataclass
-class Side:
-    """What became of the rows of one side of the split.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one row.
 
     Attributes:
-        rows: as read.
-        kept: (id, tokens) in row order; a part of a split row has the id `ROW#1`, `ROW#2` …
-        rejected: the rows left out.
-        faults: sentences about rows that stop the stage.
-        truncated: ids of the rows that were shortened.
-        split: ids of the rows that became several.
+        row: as read.
+        kept: its id and tokens; of a row that was split the parts, with the ids `ROW#1`, `ROW#2` …
+        rejected: rule and evidence where it is left out.
+        fault: the sentence that stops the stage.
+        policy: `truncated` or `split` where it was too long and kept.
     """
 
-    rows: list[Row]
+    row: Row
     kept: list[tuple[str, Encoded]] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: tuple[str, dict[str, Any]] | None = None
+    fault: str | None = None
+    policy: str | None = None
+
+
+@dataclass
+class Side:
+    """The counts of one side of the split, and its first rows.
+
+    Attributes:
+        rows: read, and `rejected`, `truncated`, `split` of them; `pieces` of the rows kept were tokenised in pieces.
+        lengths: how many rows kept have each number of tokens.
+        trained: tokens to learn.
+        rules: how many rows each rule rejected.
+        faults: the first sentences about rows that stop the stage, and `fault_count` of all.
+        first: the first rows kept.
+    """
+
+    rows: int = 0
+    truncated: int = 0
+    split: int = 0
+    pieces: int = 0
+    trained: int = 0
+    fault_count: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    truncated: list[str] = field(default_factory=list)
-    split: list[str] = field(default_factory=list)
+    first: list[tuple[str, Encoded]] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts one row."""
+        self.rows += 1
+        self.truncated += outcome.policy == "truncated"
+        self.split += outcome.policy == "split"
+        if outcome.rejected is not None:
+            self.rules[outcome.rejected[0]] += 1
+        if outcome.fault is not None:
+            self.fault_count += 1
+            self.faults += [outcome.fault] if len(self.faults) < FAULTS_SHOWN else []
+        for name, encoded in outcome.kept:
+            self.lengths[len(encoded.input_ids)] += 1
+            self.trained += sum(encoded.trained)
+            self.pieces += encoded.in_pieces
+            if len(self.first) < FIRST_ROWS:
+                self.first.append((name, encoded))
 
 
 def main(params: Params) -> None:
-    """Tokenises both sides and writes them with the tokenizer and the audit."""
+    """Tokenises both sides and writes them with the tokenizer and the audit, a batch at a time."""
     manifest = read_manifest()
     chat, new = audit.prepare(base_folder(manifest), manifest, params.tokenize)
     control = audit.control_tokens(chat)
-    sides = {}
-    for name, path in (("train", paths.SPLIT_TRAIN), ("validation", paths.SPLIT_VALIDATION)):
-        rows = read_rows(path)
-        conversations = [conversation(row, params.prompt.system, params.prompt.template) for row in rows]
-        sides[name] = tokenized(chat, control, rows, conversations, params.tokenize.max_tokens, params.tokenize.too_long)
-    stop_on_faults([fault for side in sides.values() for fault in side.faults])
-    if not sides["train"].kept:
-        reasons = ", ".join(f"{rule}: {count}" for rule, count in count_rules(sides["train"].rejected).items()) or "there was none"
-        raise UserError(
-            f"no training row is left of {len(sides['train'].rows)} ({reasons}); raise tokenize.max_tokens, or see tokenize.too_long"
-        )
-    details = {**audit.describe(chat, manifest, params.tokenize, new), **report(chat, sides)}
+    sides = {"train": Side(), "validation": Side()}
+    places = {"train": (paths.SPLIT_TRAIN, paths.TOKENIZED_TRAIN), "validation": (paths.SPLIT_VALIDATION, paths.TOKENIZED_VALIDATION)}
     with files.outputs() as place:
-        for name, path in (("train", paths.TOKENIZED_TRAIN), ("validation", paths.TOKENIZED_VALIDATION)):
-            write_table(place(path), table(sides[name].kept))
-        write_rejected(place(paths.TOKENIZED_REJECTED), [item for side in sides.values() for item in side.rejected])
+        with TableWriter(place(paths.TOKENIZED_REJECTED), REJECTED_SCHEMA) as rejected:
+            for name, (source, target) in places.items():
+                rows = progress(iter_rows(source), "tokenize", total=count_rows(source))
+                said = ((row, conversation(row, params.prompt.system, params.prompt.template)) for row in rows)
+                with TableWriter(place(target), SCHEMA) as kept:
+                    for outcome in tokenized(chat, control, said, params.tokenize.max_tokens, params.tokenize.too_long):
+                        sides[name].add(outcome)
+                        for key, encoded in outcome.kept:
+                            kept.write({"id": key, "input_ids": encoded.input_ids, "trained": encoded.trained})
+                        if outcome.rejected is not None:
+                            rejected.rejected(outcome.row, *outcome.rejected)
+        stop_on_faults([fault for side in sides.values() for fault in side.faults], sum(side.fault_count for side in sides.values()))
+        train = sides["train"]
+        if not train.lengths:
+            reasons = ", ".join(f"{rule}: {count}" for rule, count in sorted(train.rules.items())) or "there was none"
+            raise UserError(f"no training row is left of {train.rows} ({reasons}); raise tokenize.max_tokens, or see tokenize.too_long")
         folder = place(paths.TOKENIZER)
         chat.tokenizer.save_pretrained(folder)
         files.write_json(folder / NEW_TOKENS, new)
-        check_saved(chat, folder, [encoded for _, encoded in sides["train"].kept[:BATCH_ROWS]])
+        check_saved(chat, folder, [encoded for _, encoded in train.first])
+        details = {**audit.describe(chat, manifest, params.tokenize, new), **report(chat, sides)}
         files.write_report(place(paths.TOKENIZE_REPORT), {}, details)
 
 
 def tokenized(
-    chat: Chat, control: list[str], rows: Sequence[Row], conversations: Sequence[list[Message]], max_tokens: int, too_long: str
-) -> Side:
+    chat: Chat, control: list[str], said: Iterable[tuple[Row, list[Message]]], max_tokens: int, too_long: str
+) -> Iterator[Outcome]:
     """Tokenises rows and applies the over-length policy.
 
     Args:
         chat: tokenizer and template.
         control: texts that a message must not hold.
-        rows: the rows.
-        conversations: what each row says.
+        said: each row and its conversation; read a few batches ahead.
         max_tokens: what a row may have.
         too_long: drop, truncate, split or raise.
 
-    Returns:
-        What became of them; rows in = rows kept (a split row once) + rejected + at fault.
+    Yields:
+        What became of each row, in order.
     """
-    side = Side(list(rows))
-    items = iter(progress(list(zip(rows, conversations, strict=True)), "tokenize"))
-    while batch := list(islice(items, BATCH_ROWS)):
-        results = encode(chat, [messages for _, messages in batch])
-        for (row, messages), result in zip(batch, results, strict=True):
+    ahead: deque[list[tuple[Row, list[Message]]]] = deque()
+
+    def conversations() -> Iterator[list[list[Message]]]:
+        items = iter(said)
+        while batch := list(islice(items, BATCH_ROWS)):
+            ahead.append(batch)
+            yield [messages for _, messages in batch]
+
+    for results in encode_batches(chat, conversations()):
+        for (row, messages), result in zip(ahead.popleft(), results, strict=True):
             if evidence := control_token(control, messages):
-                side.rejected.append(Rejected(row, "control_token", evidence))
+                yield Outcome(row, rejected=("control_token", evidence))
                 continue
             try:
-                _place(side, chat, row, messages, result, max_tokens, too_long)
+                yield _outcome(chat, row, messages, result, max_tokens, too_long)
             except RowFault as fault:
-                side.faults.append(f"row {row.id} ({row.source}, {row.origin}) {fault}")
-    return side
+                yield Outcome(row, fault=f"row {row.id} ({row.source}, {row.origin}) {fault}")
 
 
-def _place(side: Side, chat: Chat, row: Row, messages: list[Message], encoded: Encoded | RowFault, max_tokens: int, too_long: str) -> None:
-    """Puts one row where it belongs; raises its fault, or that of its shortened form."""
+def _outcome(chat: Chat, row: Row, messages: list[Message], encoded: Encoded | RowFault, max_tokens: int, too_long: str) -> Outcome:
+    """What becomes of one row; raises its fault, or that of its shortened form."""
     if isinstance(encoded, RowFault):
         raise encoded
     if len(encoded.input_ids) <= max_tokens:
-        side.kept.append((row.id, encoded))
-        return
+        return Outcome(row, [(row.id, encoded)])
     if too_long == "raise":
         raise RowFault(
             f"has {len(encoded.input_ids)} tokens, tokenize.max_tokens is {max_tokens}; raise it, or choose another tokenize.too_long"
         )
     if too_long == "truncate" and (shorter := fit.truncate(chat, messages, max_tokens)):
-        side.kept.append((row.id, shorter))
-        side.truncated.append(row.id)
-    elif too_long == "split" and (parts := fit.split(chat, messages, max_tokens)):
-        side.kept += [(f"{row.id}#{number}", part) for number, part in enumerate(parts, 1)]
-        side.split.append(row.id)
-    else:
-        evidence = {"tokens": len(encoded.input_ids), "answer_tokens": sum(encoded.trained), "max_tokens": max_tokens, "policy": too_long}
-        side.rejected.append(Rejected(row, "too_long", evidence))
+        return Outcome(row, [(row.id, shorter)], policy="truncated")
+    if too_long == "split" and (parts := fit.split(chat, messages, max_tokens)):
+        return Outcome(row, [(f"{row.id}#{number}", part) for number, part in enumerate(parts, 1)], policy="split")
+    evidence = {"tokens": len(encoded.input_ids), "answer_tokens": sum(encoded.trained), "max_tokens": max_tokens, "policy": too_long}
+    return Outcome(row, rejected=("too_long", evidence))
 
 
-def stop_on_faults(faults: list[str]) -> None:
+def stop_on_faults(faults: list[str], count: int) -> None:
     """Raises UserError with the first fault, the next rows' ids and how many there are."""
     if not faults:
         return
-    others = f" (and {len(faults) - 1} more rows: {', '.join(f.split()[1] for f in faults[1:4])} …)" if len(faults) > 1 else ""
+    others = f" (and {count - 1} more rows: {', '.join(f.split()[1] for f in faults[1:FAULTS_SHOWN])} …)" if count > 1 else ""
     raise UserError(f"{faults[0]}{others}")
-
-
-def table(kept: list[tuple[str, Encoded]]) -> pa.Table:
-    """The rows as Arrow: id, input_ids int32, trained bool."""
-    columns = [[name for name, _ in kept], [row.input_ids for _, row in kept], [row.trained for _, row in kept]]
-    return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
 def check_saved(chat: Chat, folder: Path, rows: list[Encoded]) -> None:
@@ -173,37 +215,37 @@ def check_saved(chat: Chat, folder: Path, rows: list[Encoded]) -> None:
 
 
 def report(chat: Chat, sides: dict[str, Side]) -> dict[str, Any]:
-    """Counts of rows and tokens a side, and the first rows' tokens for the eye."""
-    rejected = [item for side in sides.values() for item in side.rejected]
-    everything = [encoded for side in sides.values() for _, encoded in side.kept]
+    """Counts of rows and tokens a side, and the first rows' tokens for the eye; `round_trip` is judged by the first rows of both sides."""
+    first = [encoded for side in sides.values() for _, encoded in side.first]
     backend = chat.tokenizer.backend_tokenizer
     return {
-        "rules": count_rules(rejected),
-        "round_trip": audit.round_trip(chat, [e.text for e in everything], [e.input_ids for e in everything]),
+        "rules": dict(sorted(sum((side.rules for side in sides.values()), Counter()).items())),
+        "round_trip": audit.round_trip(chat, [e.text for e in first], [e.input_ids for e in first]),
         "sides": {name: counts(side) for name, side in sides.items()},
         "preview": [
             {"id": name, "tokens": [list(pair) for pair in zip(token_texts(backend, row.input_ids), row.trained, strict=True)]}
-            for name, row in sides["train"].kept[:PREVIEW_ROWS]
+            for name, row in sides["train"].first[:PREVIEW_ROWS]
         ],
     }
 
 
 def counts(side: Side) -> dict[str, Any]:
     """Rows in, out and rejected, and their tokens: total, trained, share trained, percentiles a row (nearest rank)."""
-    lengths = sorted(len(encoded.input_ids) for _, encoded in side.kept)
-    tokens, trained = sum(lengths), sum(sum(encoded.trained) for _, encoded in side.kept)
+    rows, tokens = side.lengths.total(), sum(length * count for length, count in side.lengths.items())
+    lengths = sorted(side.lengths)
+    ranks = list(accumulate(side.lengths[length] for length in lengths))
     return {
-        "rows_in": len(side.rows),
-        "rows_rejected": len(side.rejected),
-        "rows_truncated": len(side.truncated),
-        "rows_split": len(side.split),
-        "rows_out": len(side.kept),
-        "rows_in_pieces": sum(encoded.in_pieces for _, encoded in side.kept),
+        "rows_in": side.rows,
+        "rows_rejected": side.rules.total(),
+        "rows_truncated": side.truncated,
+        "rows_split": side.split,
+        "rows_out": rows,
+        "rows_in_pieces": side.pieces,
         "tokens": tokens,
-        "trained_tokens": trained,
-        "trained_share": trained / tokens if tokens else 0.0,
-        "tokens_per_row": {name: lengths[max(0, -int(-share * len(lengths) // 1) - 1)] for name, share in PERCENTILES.items()}
-        if lengths
+        "trained_tokens": side.trained,
+        "trained_share": side.trained / tokens if tokens else 0.0,
+        "tokens_per_row": {name: lengths[bisect_left(ranks, max(1, ceil(share * rows)))] for name, share in PERCENTILES.items()}
+        if rows
         else {},
     }
 

@@ -8,20 +8,18 @@ write itself. The same rule holds for every template, with or without `{% genera
 empty thinking block). What stands behind that special token, often a newline, is never generated and not learnt.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
-from stages.core.prompts import render_prompt
 from stages.core.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters each covers
 
 
 class RowFault(Exception):
@@ -66,6 +64,14 @@ class Encoded:
     in_pieces: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A conversation's text and the texts before its answers."""
+
+    text: str
+    prompts: list[str]
+
+
 def encode(chat: Chat, conversations: Sequence[Sequence[Message]]) -> list[Encoded | RowFault]:
     """Renders, tokenises in one batch and masks.
 
@@ -80,50 +86,83 @@ def encode(chat: Chat, conversations: Sequence[Sequence[Message]]) -> list[Encod
     Returns:
         One result a conversation, in order.
     """
-    results: dict[int, Encoded | RowFault] = {}
-    texts: dict[int, tuple[str, list[str]]] = {}
-    for number, messages in enumerate(conversations):
-        try:
-            texts[number] = _render(chat, messages)
-        except RowFault as fault:
-            results[number] = fault
-    whole = tokens(chat, [text for text, _ in texts.values()])
-    prompts = iter(tokens(chat, [prompt for _, prompts in texts.values() for prompt in prompts]))
-    for (number, (text, before)), encoded in zip(texts.items(), whole, strict=True):
-        try:
-            results[number] = _masked(chat, conversations[number], text, before, encoded, [next(prompts)[0] for _ in before])
-        except RowFault as fault:
-            results[number] = fault
-    return [results[number] for number in range(len(conversations))]
+    rendered = _render(chat, conversations)
+    return _masks(chat, conversations, rendered, _encodings(chat, _texts(rendered)))
 
 
-def tokens(chat: Chat, texts: list[str]) -> list[Tokens]:
-    """The tokens of each text; nothing is added to it, as the template has written every special token."""
-    if not texts:
+def encode_batches(chat: Chat, batches: Iterable[Sequence[Sequence[Message]]]) -> Iterator[list[Encoded | RowFault]]:
+    """`encode` for one batch after the other; while one is tokenised, which takes all cores, the next is rendered and the last masked.
+
+    Args:
+        chat: tokenizer and template.
+        batches: conversations.
+
+    Yields:
+        The results of each batch.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[Any, Any, Future[list[Any]]] | None = None
+        for batch in batches:
+            rendered = _render(chat, batch)
+            future = pool.submit(_encodings, chat, _texts(rendered))
+            if waiting is not None:
+                yield _masks(chat, waiting[0], waiting[1], waiting[2].result())
+            waiting = batch, rendered, future
+        if waiting is not None:
+            yield _masks(chat, waiting[0], waiting[1], waiting[2].result())
+
+
+def _texts(rendered: Sequence["_Rendered | RowFault"]) -> list[str]:
+    return [item.text for item in rendered if isinstance(item, _Rendered)]
+
+
+def _encodings(chat: Chat, texts: list[str]) -> list[Any]:
+    """The tokenizers library's result for each text; nothing is added, as the template has written every special token."""
+    backend = chat.tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    return list(backend.encode_batch(texts, add_special_tokens=False))
+
+
+def _render(chat: Chat, conversations: Sequence[Sequence[Message]]) -> list["_Rendered | RowFault"]:
+    """Each conversation's text, and the text before each answer; a RowFault where the template does not keep to the messages."""
+    if not conversations:
         return []
-    batch = chat.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-    return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
-
-
-def _render(chat: Chat, messages: Sequence[Message]) -> tuple[str, list[str]]:
-    """The conversation's text, and the text before each answer; raises RowFault where the template does not keep to the messages."""
+    heads = [
+        list(messages[:number]) for messages in conversations for number, message in enumerate(messages) if message["role"] == "assistant"
+    ]
     try:
-        text = str(chat.tokenizer.apply_chat_template(list(messages), tokenize=False))
-        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        prompts = [render_prompt(chat.tokenizer, messages[:number]) for number in answers]
+        texts = chat.tokenizer.apply_chat_template([list(messages) for messages in conversations], tokenize=False)
+        prompts = iter(chat.tokenizer.apply_chat_template(heads, tokenize=False, add_generation_prompt=True) if heads else ())
     except TemplateError as error:
-        raise RowFault(f"is refused by the chat template: {error}") from error
+        if len(conversations) == 1:
+            fault = RowFault(f"is refused by the chat template: {error}")
+            fault.__cause__ = error
+            return [fault]
+        return [_render(chat, [messages])[0] for messages in conversations]
+    return [_checked(chat, messages, str(text), prompts) for messages, text in zip(conversations, texts, strict=True)]
+
+
+def _checked(chat: Chat, messages: Sequence[Message], text: str, prompts: Iterator[Any]) -> "_Rendered | RowFault":
+    """A rendered conversation, if every message stands in it and every prompt begins it; takes its prompts from the iterator."""
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    own = [str(next(prompts)) for _ in answers]
     if not answers:
-        raise RowFault("has no answer, so no token to learn; give it an assistant message")
-    _check_content(chat, messages, text)
-    for number, prompt in zip(answers, prompts, strict=True):
+        return RowFault("has no answer, so no token to learn; give it an assistant message")
+    try:
+        _check_content(chat, messages, text)
+    except RowFault as fault:
+        return fault
+    for number, prompt in zip(answers, own, strict=True):
         if not text.startswith(prompt):
             at = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(text))
-            raise RowFault(
+            return RowFault(
                 f"is rewritten by the chat template: the prompt of message {number + 1} (assistant) reads {prompt[at : at + 30]!r} where "
                 f"the whole conversation reads {text[at : at + 30]!r} (character {at + 1})"
             )
-    return text, prompts
+    return _Rendered(text, own)
 
 
 def _check_content(chat: Chat, messages: Sequence[Message], text: str) -> None:
@@ -150,22 +189,72 @@ def _lost(chat: Chat, roles: tuple[str, ...]) -> int | None:
     return next((number for number, word in enumerate(words) if word not in text), None)
 
 
-def _masked(chat: Chat, messages: Sequence[Message], text: str, prompts: list[str], whole: Tokens, before: list[list[int]]) -> Encoded:
-    """The mask over a text's tokens, given the tokens of each prompt alone; raises RowFault where there is none to be had."""
-    ids, offsets = whole
-    starts = [len(prompt) for prompt in before]
-    in_pieces = any(ids[: len(prompt)] != prompt for prompt in before)
+def _masks(
+    chat: Chat, conversations: Sequence[Sequence[Message]], rendered: Sequence["_Rendered | RowFault"], encodings: Sequence[Any]
+) -> list[Encoded | RowFault]:
+    """The results of a batch.
+
+    Of a prompt only what follows its last special token is tokenised: a tokenizer cuts a text at its special tokens first and treats what
+    lies between them apart, so up to there a prompt has the tokens of the whole. For most templates that tail is the same in every row.
+    """
+    left: Iterator[Any] = iter(encodings)
+    whole: list[Any] = [next(left) if isinstance(item, _Rendered) else None for item in rendered]
+    specials = [[] if encoding is None else _specials(chat, encoding) for encoding in whole]
+    cuts = [
+        [_tail(found, prompt) for prompt in item.prompts] if isinstance(item, _Rendered) else []
+        for item, found in zip(rendered, specials, strict=True)
+    ]
+    tails = sorted({tail for row in cuts for _, tail in row})
+    ids_of = dict(zip(tails, (encoding.ids for encoding in _encodings(chat, tails)), strict=True))
+    results: list[Encoded | RowFault] = []
+    for messages, item, encoding, found, row in zip(conversations, rendered, whole, specials, cuts, strict=True):
+        if isinstance(item, RowFault):
+            results.append(item)
+            continue
+        try:
+            results.append(_masked(chat, messages, item, encoding.ids, found, [(at, ids_of[tail]) for at, tail in row]))
+        except RowFault as fault:
+            results.append(fault)
+    return results
+
+
+def _specials(chat: Chat, encoding: Any) -> list[tuple[int, int, int]]:
+    """The special tokens of a text: index, first character, and the one behind the last."""
+    return [(index, *encoding.token_to_chars(index)) for index, token in enumerate(encoding.ids) if token in chat.special]
+
+
+def _tail(specials: list[tuple[int, int, int]], prompt: str) -> tuple[int, str]:
+    """The index of a prompt's last special token and the prompt from there, or all of it where it has none."""
+    for index, start, end in reversed(specials):
+        if end <= len(prompt):
+            return index, prompt[start:]
+    return 0, prompt
+
+
+def _masked(
+    chat: Chat,
+    messages: Sequence[Message],
+    rendered: _Rendered,
+    ids: list[int],
+    specials: list[tuple[int, int, int]],
+    tails: list[tuple[int, list[int]]],
+) -> Encoded:
+    """The mask over a text's tokens, given the tail of each prompt alone; raises RowFault where there is none to be had."""
+    text, prompts = rendered.text, rendered.prompts
+    starts = [at + len(tail) for at, tail in tails]
+    in_pieces = any(ids[at : at + len(tail)] != tail for at, tail in tails)
     if in_pieces:
         ids, offsets, starts = _in_pieces(chat, text, [len(prompt) for prompt in prompts], ids)
+        specials = [(index, *offsets[index]) for index, token in enumerate(ids) if token in chat.special]
     answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
     trained = [False] * len(ids)
     end = 0
     for start, stop, prompt, answer in zip(starts, [*starts[1:], len(ids)], prompts, answers, strict=True):
         end = next(
             (
-                position
-                for position in range(start, stop)
-                if ids[position] in chat.special and text[len(prompt) : offsets[position][0]].rstrip().endswith(answer)
+                index
+                for index, character, _ in specials
+                if start <= index < stop and text[len(prompt) : character].rstrip().endswith(answer)
             ),
             -1,
         )
@@ -191,11 +280,11 @@ def _in_pieces(chat: Chat, text: str, cuts: list[int], whole: list[int]) -> tupl
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     starts: list[int] = []
-    for number, (piece_ids, piece_offsets) in enumerate(tokens(chat, [text[a:b] for a, b in pairwise(edges)])):
+    for number, piece in enumerate(_encodings(chat, [text[a:b] for a, b in pairwise(edges)])):
         if number:
             starts.append(len(ids))
-        ids += piece_ids
-        offsets += [(a + edges[number], b + edges[number]) for a, b in piece_offsets]
+        ids += piece.ids
+        offsets += [(a + edges[number], b + edges[number]) for a, b in piece.offsets]
     if chat.tokenizer.decode(ids) != chat.tokenizer.decode(whole):
         # e.g. SentencePiece puts a space before every text it is given
         raise RowFault(
@@ -210,6 +299,8 @@ def _check_ids(chat: Chat, ids: list[int]) -> None:
     bos = chat.tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise RowFault(f"begins with {chat.tokenizer.bos_token} twice; write it once in the chat template")
+    if max(ids) < chat.embedded:
+        return
     if strange := sorted({token for token in ids if token >= chat.embedded and token not in chat.new}):
         name = chat.tokenizer.convert_ids_to_tokens(strange[0])
         raise RowFault(
