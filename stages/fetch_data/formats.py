@@ -79,7 +79,7 @@ def missing_columns(columns: Iterable[str], format: str) -> str | None:
         finding = f"has no column {', '.join(needed)}"
     free = {name.lower(): name for name in present[:NAMES_SHOWN] if name not in needed}
     near = {name: match[0] for name in needed if name not in present and (match := difflib.get_close_matches(name, free, n=1))}
-    mapping = ", ".join(f"{name}: {free[match]}" for name, match in near.items()) or f"{needed[0]}: YOUR_COLUMN"
+    mapping = ", ".join(f"{name}: {_name_shown(free[match])}" for name, match in near.items()) or f"{needed[0]}: YOUR_COLUMN"
     return f"{finding} (its columns are {_names(present)}), {expected}; set data.files.columns: {{{mapping}}} in params.yaml"
 
 
@@ -87,7 +87,12 @@ def _names(columns: Iterable[str]) -> str:
     """Columns in words, the first ones where they are many."""
     names = list(columns)
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return f"{', '.join(name[:40] for name in names[:NAMES_SHOWN]) or 'none'}{more}"
+    return f"{', '.join(map(_name_shown, names[:NAMES_SHOWN])) or 'none'}{more}"
+
+
+def _name_shown(name: str) -> str:
+    """A column's name within a sentence of one line."""
+    return name[:40] if name.isprintable() else repr(name[:40])
 
 
 def to_row(record: Record, format: str, source: str, origin: str) -> Row:
