@@ -64,11 +64,15 @@ class Side:
     """The counts of one side of the split, and its first rows.
 
     Attributes:
-        rows: read, and `rejected`, `truncated`, `split` of them; `pieces` of the rows kept were tokenised in pieces.
-        lengths: how many rows kept have each number of tokens.
+        rows: read.
+        truncated: rows that were shortened.
+        split: rows that became several.
+        pieces: rows kept that were tokenised in pieces.
         trained: tokens to learn.
+        fault_count: rows that stop the stage.
+        lengths: how many rows kept have each number of tokens.
         rules: how many rows each rule rejected.
-        faults: the first sentences about rows that stop the stage, and `fault_count` of all.
+        faults: the first sentences about rows that stop the stage.
         first: the first rows kept.
     """
 
@@ -149,14 +153,7 @@ def tokenized(
         What became of each row, in order.
     """
     ahead: deque[list[tuple[Row, list[Message]]]] = deque()
-
-    def conversations() -> Iterator[list[list[Message]]]:
-        items = iter(said)
-        while batch := list(islice(items, BATCH_ROWS)):
-            ahead.append(batch)
-            yield [messages for _, messages in batch]
-
-    for results in encode_batches(chat, conversations()):
+    for results in encode_batches(chat, _conversations(said, ahead)):
         for (row, messages), result in zip(ahead.popleft(), results, strict=True):
             if evidence := control_token(control, messages):
                 yield Outcome(row, rejected=("control_token", evidence))
@@ -165,6 +162,16 @@ def tokenized(
                 yield _outcome(chat, row, messages, result, max_tokens, too_long)
             except RowFault as fault:
                 yield Outcome(row, fault=f"row {row.id} ({row.source}, {row.origin}) {fault}")
+
+
+def _conversations(
+    said: Iterable[tuple[Row, list[Message]]], ahead: deque[list[tuple[Row, list[Message]]]]
+) -> Iterator[list[list[Message]]]:
+    """The conversations of one batch after the other; the batches are put into `ahead` for when their results come."""
+    items = iter(said)
+    while batch := list(islice(items, BATCH_ROWS)):
+        ahead.append(batch)
+        yield [messages for _, messages in batch]
 
 
 def _outcome(chat: Chat, row: Row, messages: list[Message], encoded: Encoded | RowFault, max_tokens: int, too_long: str) -> Outcome:
