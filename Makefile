@@ -60,6 +60,7 @@ bench-gpu: $(READY)  ## speed and memory beside other engines, on this machine's
 bench-data: $(READY)  ## the data stages on 100,000 and on a million rows: seconds and memory (docs/scale.md)
 	python -m benchmarks.data --rows 100000
 	python -m benchmarks.data --rows 1000000
+	python -m benchmarks.data --rows 100000 --tokenize
 	python -m benchmarks.data --table
 
 lock: $(READY)  ## resolve pyproject.toml into requirements.lock and versions.yaml again

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from benchmarks.data_rows import ROOT, write_files
+from benchmarks.data_tokenize import beside_the_library
 from stages.core.files import write_json
 from stages.core.provenance import git_commit, machine
 
@@ -125,6 +126,28 @@ def measure(rows: int, stages: list[str], scratch: Path) -> None:
         write_json(RESULTS, results)
 
 
+def measure_tokenisation(rows: int, scratch: Path) -> None:
+    """Tokenises the fetched rows of a workspace and writes the result into RESULTS."""
+    folder = scratch / str(rows)
+    run("fetch_model", folder)
+    found = {**beside_the_library(folder, rows), **git_commit(ROOT, ["benchmarks/results", "docs"]), "machine": machine()}
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results[str(rows)]["tokenisation"] = found
+    write_json(RESULTS, results)
+    print(_tokenisation(found))
+
+
+def _tokenisation(found: dict[str, Any]) -> str:
+    """The result in a sentence."""
+    ours, theirs = (found["seconds"][name] for name in ("stage", "library"))
+    return (
+        f"{found['rows']:,} rows of {found['tokens'] / found['rows']:.0f} tokens: {ours:.1f} s, rendering and masks included; "
+        f"`tokenizers.encode_batch` alone {theirs:.1f} s; ratio {found['ratio']:.2f} "
+        f"(of processor seconds {found['processor_seconds']['stage'] / found['processor_seconds']['library']:.2f}); "
+        f"commit {str(found['commit'])[:7]}"
+    )
+
+
 def _cells(result: dict[str, Any]) -> str:
     rate = result["rows"] / result["seconds"]
     return f"{result['seconds']:.0f} s ({result['processor_seconds']:.0f}) | {rate:,.0f} rows/s | {result['peak_bytes'] / GIB:.2f} GiB"
@@ -152,6 +175,8 @@ def table(results: dict[str, Any]) -> str:
         for name in (name for name in STAGES if name in few and name in many):
             time_growth, memory_growth = (many[name][key] / few[name][key] for key in ("processor_seconds", "peak_bytes"))
             lines.append(f"| {name} | {time_growth:.1f} x | {memory_growth:.1f} x |")
+    told = [_tokenisation(results[size]["tokenisation"]) for size in sizes if "tokenisation" in results[size]]
+    lines += ["", "### Tokenisation", "", *told] if told else []
     return "\n".join(lines).strip() + "\n"
 
 
@@ -172,9 +197,13 @@ def main() -> None:
     parser.add_argument("--stages", type=lambda text: text.split(","), default=there, help=",".join(there))
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "luthier-bench-data", help="workspaces, kept")
     parser.add_argument("--table", action="store_true", help="write the tables of docs/scale.md and measure nothing")
+    parser.add_argument("--tokenize", action="store_true", help="tokenisation beside the tokenizers library alone, on the fetched rows")
     args = parser.parse_args()
     if args.table:
         write_table()
+        return
+    if args.tokenize:
+        measure_tokenisation(args.rows, args.scratch)
         return
     measure(args.rows, args.stages, args.scratch)
 
