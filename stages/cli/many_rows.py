@@ -57,7 +57,11 @@ def clean_share(_: Any, rank: int, tasks: int, *, folder: Path, root: Path, para
                 for item in done.rejected:
                     rejected.rejected(item.row, item.rule, item.evidence)
     facts = read_facts(kept, root / paths.GENERAL, params.dedupe, params.seed)
-    keys = {"exact": facts.exact[:, None], "prompts": facts.prompts, "wholes": facts.prompts if facts.wholes is None else facts.wholes}
+    keys: dict[str, npt.NDArray[Any]] = {
+        "exact": facts.exact[:, None],
+        "prompts": facts.prompts,
+        "wholes": facts.prompts if facts.wholes is None else facts.wholes,
+    }
     for name, array in keys.items():
         np.save(folder / f"keys/{name}-{rank:05}.npy", array)
 
