@@ -16,8 +16,13 @@ from stages.core.records import COMPRESSION, REJECTED_SCHEMA, ROW_GROUP_ROWS, SC
 
 def count_groups(path: Path) -> int:
     """How many row groups a table has."""
-    groups: int = open_table(path).num_row_groups
-    return groups
+    return len(group_sizes(path))
+
+
+def group_sizes(path: Path) -> list[int]:
+    """How many rows each row group of a table has, from its footer."""
+    metadata = open_table(path).metadata
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def read_group(path: Path, group: int, columns: Iterable[str] = SCHEMA.names) -> pa.Table:

@@ -6,6 +6,7 @@ In: the rows of one group. Out: arrays, small enough to hold those of millions o
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from stages.core.parallel import cores, in_order
 from stages.core.params import Dedupe
 from stages.core.progress import progress
 from stages.core.records import Row, rows_of
-from stages.core.tables import count_groups, read_group
+from stages.core.tables import group_sizes, read_group
 from stages.core.words import Hashes, Lengths, run_hashes, word_hashes
 from stages.dedupe.contamination import Contamination, evaluation_index
 from stages.dedupe.signatures import Bands, Shingles, band_hashes, rows_per_band, signatures
@@ -77,7 +78,7 @@ def read_facts(source: Path, general: Path, params: Dedupe, seed: int) -> Facts:
     Returns:
         The facts.
     """
-    groups = range(count_groups(source))
+    groups = range(len(group_sizes(source)))
     read = partial(_group_facts, source, general, params, seed)
     parts = list(progress(in_order(read, groups, _workers(len(groups))), "dedupe", total=len(groups), unit="group"))
     parts = parts or [facts_of([], general, params, seed)]
@@ -107,11 +108,9 @@ def read_sets(source: Path, wanted: npt.NDArray[np.int64], shingle_words: int) -
     Returns:
         Those of the prompts, of the whole texts (the same object where no row's differ) and of the answers, in the order of `wanted`.
     """
-    groups = list(range(count_groups(source)))
-    sizes = [len(read_group(source, group, ["id"])) for group in groups]
-    edges = np.searchsorted(wanted, np.cumsum([0, *sizes]))
-    firsts = np.cumsum([0, *sizes])
-    asked = [(group, wanted[edges[group] : edges[group + 1]] - firsts[group]) for group in groups if edges[group] < edges[group + 1]]
+    firsts = np.cumsum([0, *group_sizes(source)])
+    edges = np.searchsorted(wanted, firsts)
+    asked = [(group, wanted[start:stop] - firsts[group]) for group, (start, stop) in enumerate(pairwise(edges.tolist())) if start < stop]
     read = partial(_group_sets, source, shingle_words)
     parts = list(progress(in_order(read, asked, _workers(len(asked))), "dedupe: verify", total=len(asked), unit="group"))
     prompts, answers = (_sets([part[view] for part in parts]) for view in ("prompt", "answer"))

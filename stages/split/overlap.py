@@ -20,7 +20,7 @@ from stages.core.overlap import RunIndex, Sieve, evaluation_items, stretches
 from stages.core.parallel import cores, in_order
 from stages.core.progress import progress
 from stages.core.records import Row, rows_of
-from stages.core.tables import count_groups, read_group
+from stages.core.tables import group_sizes, read_group
 from stages.core.words import Hashes, Lengths, found_words, run_hashes, word_hashes
 
 LENGTHS = (8, 13)  # words: 8 is the least that the field counts, 13 GPT-3's (Brown et al. 2020, appendix C)
@@ -140,7 +140,7 @@ def rows_with_test(source: Path, taken: Numbers, test: list[Row], length: int) -
 
 def _over_groups(source: Path, taken: Numbers, function: Callable[[Path, Path, tuple[int, Numbers]], T], known: Any) -> Iterator[T]:
     """Calls `function` for each row group that has a row that counts, with what is known in a file that each process reads once."""
-    sizes = [read_group(source, group, ["id"]).num_rows for group in range(count_groups(source))]
+    sizes = group_sizes(source)
     asked = [(group, taken[end - sizes[group] : end]) for group, end in enumerate(np.cumsum(sizes).tolist())]
     asked = [(group, ranks) for group, ranks in asked if (ranks != NOBODY).any()]
     with TemporaryDirectory() as folder:
@@ -199,17 +199,25 @@ def overlaps(kinds: list[Items], first: list[Numbers], ids: list[str]) -> pa.Tab
     Returns:
         SCHEMA, by task and item.
     """
-    best: dict[int, tuple[int, int]] = {}  # words, and the row's place, negative so that the first row wins
+    found = []
     for items, rows in zip(kinds, first, strict=True):
         row = rows[items.run]
         hits = np.flatnonzero(row != NOBODY)
         # runs that follow one another in one text and in one row are one longer run
         starts = stretches(hits, items.text[hits], row[hits])
         lengths = np.diff(starts, append=len(hits)) + items.length - 1
-        for item, its, words in zip(items.item[hits[starts]].tolist(), row[hits[starts]].tolist(), lengths.tolist(), strict=True):
-            best[item] = max(best.get(item, (0, 0)), (words, -its))
-    records = [
-        {"task": task, "item_id": name, "words": words, "train_id": ids[-row], "rule": f"run_{max(n for n in LENGTHS if n <= words)}"}
-        for (task, name), (words, row) in sorted((kinds[0].names[item], found) for item, found in best.items())
-    ]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+        found.append(np.stack([items.item[hits[starts]], lengths, row[hits[starts]]]))
+    item, words, row = np.concatenate(found, axis=1)
+    turns = np.lexsort((row, -words, item))  # of each item the longest, of equals the first row's
+    best = turns[np.flatnonzero(np.diff(item[turns], prepend=-1))]
+    names = kinds[0].names
+    order = sorted(best.tolist(), key=lambda number: names[item[number]])
+    rules = np.searchsorted(LENGTHS, words[order], side="right") - 1
+    columns = {
+        "task": [names[item[number]][0] for number in order],
+        "item_id": [names[item[number]][1] for number in order],
+        "words": words[order],
+        "train_id": [ids[row[number]] for number in order],
+        "rule": [f"run_{LENGTHS[rule]}" for rule in rules.tolist()],
+    }
+    return pa.table(columns, schema=SCHEMA)

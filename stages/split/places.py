@@ -132,21 +132,21 @@ def assign(parts: Parts, marks: Marks, shares: dict[str, float], seed: int) -> n
     turns = np.lexsort((places(seed, "split", (marks.ids[row] for row in parts.first.tolist())), -parts.size))
 
     for part, size, label in zip(turns.tolist(), parts.size[turns].tolist(), parts.label[turns].tolist(), strict=True):
-        counts = {label: size} if label >= 0 else parts.mixed[part]
+        counts = parts.mixed[part] if label < 0 else None
         side = 0
-        if all(taught[its] for its in counts):
+        if taught[label] if counts is None else all(taught[its] for its in counts):
             most = None
             for number in asked:
                 its_lack = lack[number]
-                gain = sum(count * its_lack[its] for its, count in counts.items()) + size * lack_in_all[number] / whole[number]
+                # most components have one label, and there are as many as rows
+                by_label = size * its_lack[label] if counts is None else sum(count * its_lack[its] for its, count in counts.items())
+                gain = by_label + size * lack_in_all[number] / whole[number]
                 if most is None or gain > most:
                     most, side = gain, number
-        if side == 0:
-            for its in counts:
-                taught[its] = True
         lack_in_all[side] -= size
-        for its, count in counts.items():
+        for its, count in ((label, size),) if counts is None else counts.items():
             lack[side][its] -= count
+            taught[its] = taught[its] or side == 0
         chosen[part] = side
     return chosen[parts.of]
 
