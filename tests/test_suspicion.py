@@ -1,7 +1,9 @@
 """Suspicion finds what poisoned rows show, names it for a person, keeps sources within their caps, and leaves honest rows alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,6 +14,7 @@ from stages.core.records import Row, count_rows, read_rejected, read_rows, write
 from stages.suspicion import __main__ as stage
 from stages.suspicion import strings
 from stages.suspicion.sources import scaled
+from stages.suspicion.survey import sample, survey
 from tests.rows import chat, labelled, numbered
 from tests.tiny import ROOT, labelled_rows
 
@@ -125,3 +128,17 @@ def test_equal_rows_give_equal_bytes(place: Path) -> None:
         run(rows)
         written.append([path.read_bytes() for path in outs])
     assert written[0] == written[1]
+
+
+def test_the_sample_has_one_row_of_each_cluster_and_response_and_stays_within_its_limits(place: Path) -> None:
+    rows = [replace(row, cluster=row.id[0]) for row in honest(300)]
+    write_rows(paths.LABEL_ROWS, rows)
+    facts = survey(paths.LABEL_ROWS, 1)
+    none = np.zeros(len(rows), dtype=bool)
+    taken = [rows[number] for number in sample(facts, none, 1000, 10**6)]
+    assert len({(row.cluster, row.label) for row in taken}) == len(taken) == len({(row.cluster, row.label) for row in rows})
+    assert len(sample(facts, none, 7, 10**6)) == 7
+    few = sample(facts, none, 1000, 500)
+    assert 0 < sum(len(rows[number].text) + len(rows[number].answer) for number in few) <= 500
+    assert set(few) <= set(sample(facts, none, 1000, 10**6))
+    assert len(sample(facts, ~none, 1000, 10**6)) == 0

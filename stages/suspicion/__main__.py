@@ -27,6 +27,7 @@ from stages.suspicion.survey import Facts, excerpts, obeyed, read, sample, surve
 from stages.suspicion.triggers import Trigger, find_triggers
 
 SAMPLE_ROWS = 100_000  # that triggers are looked for in: one row of each cluster and response, so that time stays linear
+SAMPLE_CHARACTERS = 64_000_000  # of them, which long rows reach first: memory stays below 3 GiB
 MAX_TRIGGERS = 50
 LISTED_SHARE = 0.01  # of the rows in suspects.parquet, the worst first …
 LISTED_LEAST = 100  # … and at least so many, if that many have any sign
@@ -117,7 +118,7 @@ def suspicion(path: Path, params: Suspicion, seed: int) -> tuple[Facts, dict[str
     facts = survey(path, seed)
     over = over_caps(zip(facts.ids, facts.sources, strict=True), params.sources, seed)
     out = np.array([name in over for name in facts.ids], dtype=bool)
-    rows = list(read(path, sample(facts, out, SAMPLE_ROWS)))
+    rows = list(read(path, sample(facts, out, SAMPLE_ROWS, SAMPLE_CHARACTERS)))
     triggers, compact = find_triggers([row.text for row in rows], [row.answer for row in rows], [row.label for row in rows])
     triggers, compact = triggers[:MAX_TRIGGERS], compact[:MAX_TRIGGERS]
     del rows

@@ -5,6 +5,7 @@ array arithmetic over the characters of many texts at once, since a million rows
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ Numbers = npt.NDArray[np.int32]
 
 KINDS = ("word", "2 words", "3 words", "5 words", "3 characters", "character")
 _RUNS = {1: 0, 2: 1, 3: 2, 5: 3}  # words of a run, the kind's number
-BLOCK_ROWS = 10_000  # whose characters are held at a time
+BLOCK_CHARACTERS = 4_000_000  # held at a time, with some 60 bytes each
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 _KIND_BITS = np.uint64(7)
 _NOTHING = 32  # a space: what stands between texts
@@ -33,9 +34,8 @@ def pairs(texts: Sequence[str], runs: tuple[int, ...] = (1, 2, 3, 5), characters
         `features` and `rows`, [pairs] uint64 and int32, distinct pairs in order of feature and row.
     """
     found = [(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32))]
-    for start in range(0, len(texts), BLOCK_ROWS):
-        block = _hashed(texts[start : start + BLOCK_ROWS], runs, characters)
-        found += [(features, rows + np.int32(start)) for features, rows, _ in block]
+    for start, end in _blocks(texts):
+        found += [(features, rows + np.int32(start)) for features, rows, _ in _hashed(texts[start:end], runs, characters)]
     features, rows = (np.concatenate([part[place] for part in found]) for place in (0, 1))
     del found
     if least > 1:
@@ -47,6 +47,12 @@ def pairs(texts: Sequence[str], runs: tuple[int, ...] = (1, 2, 3, 5), characters
     new = np.ones(len(features), dtype=bool)
     new[1:] = (features[1:] != features[:-1]) | (rows[1:] != rows[:-1])
     return features[new], rows[new]
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where runs of texts with about BLOCK_CHARACTERS start and end."""
+    block = np.cumsum([len(text) for text in texts]) // BLOCK_CHARACTERS
+    yield from pairwise([0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(texts)] if len(texts) else [0])
 
 
 def spelled(text: str, wanted: set[int]) -> dict[int, str]:

@@ -22,6 +22,8 @@ from stages.suspicion.matching import Matcher
 from stages.suspicion.strings import Signal
 
 Result = TypeVar("Result")
+Kinds = npt.NDArray[np.uint64]
+Lengths = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -32,12 +34,14 @@ class Facts:
         ids: one a row.
         sources: one a row.
         kinds: [rows] uint64, equal for rows of one near-duplicate cluster with one response; their order is a seeded shuffle.
+        characters: [rows] int64, of prompt and answer.
         signals: of the rows that show any, by row number.
     """
 
     ids: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
-    kinds: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    kinds: Kinds = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    characters: Lengths = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     signals: dict[int, list[Signal]] = field(default_factory=dict)
 
 
@@ -53,30 +57,32 @@ def survey(path: Path, seed: int) -> Facts:
     """
     facts = Facts()
     parts = []
-    for ids, sources, kinds, signals in _passes(partial(_look, path, seed), path, "suspicion"):
+    for ids, sources, kinds, characters, signals in _passes(partial(_look, path, seed), path, "suspicion"):
         facts.signals.update({len(facts.ids) + number: found for number, found in signals})
         facts.ids += ids
         facts.sources += sources
-        parts.append(kinds)
+        parts.append((kinds, characters))
     if parts:
-        facts.kinds = np.concatenate(parts)
+        facts.kinds, facts.characters = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
     return facts
 
 
-def sample(facts: Facts, left_out: npt.NDArray[np.bool_], limit: int) -> npt.NDArray[np.int64]:
-    """The first row of each cluster and response, at most `limit` of them, ascending; the choice does not depend on the rows' order.
+def sample(facts: Facts, left_out: npt.NDArray[np.bool_], rows: int, characters: int) -> npt.NDArray[np.int64]:
+    """The first row of each cluster and response, within limits; which ones are taken does not depend on the order of the clusters.
 
     Args:
         facts: of all rows.
         left_out: [rows] bool, rows not to be taken.
-        limit: how many.
+        rows: how many at most.
+        characters: how many at most in all of them.
 
     Returns:
-        [rows taken] int64, their numbers.
+        [rows taken] int64, their numbers, ascending.
     """
     there = np.flatnonzero(~left_out)
     _, first = np.unique(facts.kinds[there], return_index=True)  # in order of the seeded digests
-    return np.sort(there[first[:limit]])
+    chosen = there[first[:rows]]
+    return np.sort(chosen[np.cumsum(facts.characters[chosen]) <= characters])
 
 
 def read(path: Path, numbers: npt.NDArray[np.int64]) -> Iterator[Row]:
@@ -114,12 +120,14 @@ def _passes(function: Callable[[int], Result], path: Path, name: str) -> Iterabl
     return progress(in_order(function, range(groups), max(1, min(cores(), groups))), name, total=groups, unit="group")
 
 
-def _look(path: Path, seed: int, group: int) -> tuple[list[str], list[str], npt.NDArray[np.uint64], list[tuple[int, list[Signal]]]]:
+def _look(path: Path, seed: int, group: int) -> tuple[list[str], list[str], Kinds, Lengths, list[tuple[int, list[Signal]]]]:
     """The facts of one row group."""
     rows = rows_of(read_group(path, group))
     kinds = np.array([_kind(row, seed) for row in rows], dtype=np.uint64)
-    signals = [(number, found) for number, row in enumerate(rows) if (found := strings.find(row.text, row.answer))]
-    return [row.id for row in rows], [row.source for row in rows], kinds, signals
+    texts = [(row.text, row.answer) for row in rows]
+    characters = np.array([len(prompt) + len(answer) for prompt, answer in texts], dtype=np.int64)
+    signals = [(number, found) for number, (prompt, answer) in enumerate(texts) if (found := strings.find(prompt, answer))]
+    return [row.id for row in rows], [row.source for row in rows], kinds, characters, signals
 
 
 def _kind(row: Row, seed: int) -> int:
