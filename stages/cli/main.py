@@ -15,6 +15,7 @@ COMMANDS = {
     "show": "rows as the model sees them: tokens, and which of them are learnt",
     "lineage": "where a row, a model or a number comes from, and what became of it",
     "forget": "drops rows by a decision, and tells what is made anew, what was released and what remains",
+    "data-diff": "what changed between two runs' data, as Markdown for a pull request",
     "verify": "derives every hash again, from the commit up (exit code 1 if one does not hold)",
     "release": "registers the adapter of this commit as a version, by an annotated git tag",
     "plan": "memory, speed, time, energy and disk of a training, before it starts (exit code 1 if it should not be done here)",
