@@ -223,3 +223,5 @@ def test_the_pull_request_comment_names_what_changed(lab: Lab) -> None:
     lab.run("git", "checkout", "--quiet", "main")
     assert "| params.yaml | card.intended_use |" in said
     assert "A branch's use." in said
+    assert "## Data: " in said
+    assert "No drift: the training rows are the same." in said
