@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from stages.card import __main__ as card
 from stages.card.charts import MOST_POINTS, line_chart, nice_ticks, sparkline, tick_label
+from stages.card.flow import BANDS, Flow, picture, read_flow
 from stages.card.report import TEMPLATES
 from stages.card.result_facts import wilson
 from stages.core import paths
@@ -223,3 +225,56 @@ def test_the_interval_of_a_share_holds_the_share_and_narrows_with_the_items(item
 
 def test_the_interval_of_a_share_is_wilsons() -> None:
     assert wilson(0.3, 10, 0.05) == pytest.approx((0.107789, 0.603222), abs=1e-5)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("xyz"), st.integers(0, 5)), max_size=40))
+def test_the_picture_of_the_funnel_keeps_every_row_and_stays_in_its_box(lost: list[tuple[str, str, int]]) -> None:
+    read = Counter({source: 3 + sum(rows for name, _, rows in lost if name == source) for source in "abcdefgh"})
+    stages: dict[str, dict[str, Counter[str]]] = {}
+    for place, (source, rule, rows) in enumerate(lost):
+        stages.setdefault(f"stage {place % 3}", {}).setdefault(rule, Counter())[source] += rows
+    flow = Flow(read, stages)
+    drawn = picture(flow)
+    assert sum(width for _, width in drawn.first) == pytest.approx(100)
+    for stage, left in flow.after().items():
+        stretch = drawn.stretches[stage]
+        assert sum(width for _, width in stretch.bar) == pytest.approx(100 * left.total() / read.total())
+        corners = [pair.split(",") for band in stretch.bands for pair in band.points.split()]
+        assert all(-0.01 <= float(x) <= 100.01 and y in {"0", "100"} for x, y in corners)
+        assert bool(stretch.lost) == any(rule.total() for rule in stages[stage].values())
+    assert [name for _, name, _, _ in drawn.legend][BANDS:] == ["all other sources"]
+    assert sum(count for _, _, count, _ in drawn.legend) == read.total()
+
+
+def test_the_tables_of_rows_tell_the_same_numbers_as_the_reports(finished: Path) -> None:
+    flow = read_flow()
+    assert flow.read.total() == read_details(paths.FETCH_DATA_REPORT)["rows_read"]
+    left = {stage: rows.total() for stage, rows in flow.after().items()}
+    for stage, report in (("clean", paths.CLEAN_REPORT), ("dedupe", paths.DEDUPE_REPORT), ("suspicion", paths.SUSPICION_REPORT)):
+        assert left[stage] == read_details(report)["rows_out"]
+    assert left["split"] == read_details(paths.SPLIT_REPORT)["rows"]["train"]
+    side = read_details(paths.TOKENIZE_REPORT)["sides"]["train"]
+    assert left["tokenize"] == side["rows_in"] - side["rows_rejected"]
+
+
+def test_worst_rows_repairs_and_what_the_detectors_find_are_shown(finished: Path) -> None:
+    def repair(report: dict[str, Any]) -> None:
+        report["repair_samples"] = [{"id": "00aa", "steps": ["invisible"], "before": "one\u200btwo", "after": "onetwo"}]
+        report["rules"]["repetition"] |= {"rejected": 4321, "worst": [{"id": "00bb", "measure": 0.987, "text": EVIL}]}
+
+    change(paths.CLEAN_REPORT, repair)
+    worst = {"id": "00cc", "score": 0.91, "evidence": "a zero-width space in the prompt", "text": "a doubtful row"}
+    change(paths.SUSPICION_REPORT, lambda report: report.update(top_suspects=[worst]))
+    text = page(lively)
+    for shown in (
+        "one⟨U+200B⟩two",
+        "4,321 rows rejected; clean.max_repetition: ",
+        "<code>00bb</code>",
+        "0.987",
+        "&lt;script&gt;",
+        "a zero-width space in the prompt",
+        "<b>Secrets</b>: recall ",
+        "Costliest answers after training",
+    ):
+        assert shown in text, shown
+    assert "<script" not in text

@@ -1,12 +1,13 @@
 """card: the model card, its provenance and the HTML report.
 
-In: the reports, the base's manifest and the curves; the data files for their digests alone.
+In: the reports, the base's manifest and the curves; of the tables of rows their sources and rules, and the digests of all data files.
 Out: reports/card/README.md, reports/card/provenance.json, reports/report.html.
 """
 
 from typing import Any
 
 from stages.card.facts import Sources, gather
+from stages.card.flow import read_flow
 from stages.card.model_card import card, check_licences
 from stages.card.provenance_record import energy_of, record
 from stages.card.reading import read, read_curve, read_manifest
@@ -22,10 +23,13 @@ REPORTS = {
     "clean": paths.CLEAN_REPORT,
     "dedupe": paths.DEDUPE_REPORT,
     "label_check": paths.LABEL_REPORT,
+    "suspicion": paths.SUSPICION_REPORT,
     "split": paths.SPLIT_REPORT,
     "tokenize": paths.TOKENIZE_REPORT,
     "train": paths.TRAIN_REPORT,
     "train_machine": paths.TRAIN_MACHINE,
+    "row_losses_base": paths.ROW_LOSSES_REPORT["base"],
+    "row_losses_tuned": paths.ROW_LOSSES_REPORT["tuned"],
     "export": paths.EXPORT_REPORT,
     "evaluate_base": paths.EVALUATE_REPORT["base"],
     "evaluate_tuned": paths.EVALUATE_REPORT["tuned"],
@@ -60,6 +64,7 @@ def main(params: Params) -> None:
         curves={name: read_curve(path) for name, path in CURVES.items()},
         sections=sections,
         provenance=provenance,
+        flow=read_flow(),
     )
     facts = gather(sources)
     with outputs() as place:
@@ -77,11 +82,13 @@ def sections_of(params: Params) -> dict[str, Any]:
         "clean": params.clean,
         "dedupe": params.dedupe,
         "label_check": params.label_check,
+        "suspicion": params.suspicion,
         "split": params.split,
         "prompt": params.prompt,
         "tokenize": params.tokenize,
         "numerics": params.numerics,
         "train": params.train,
+        "row_losses": params.row_losses,
         "export": params.export,
         "evaluate": params.evaluate,
         "compare": params.compare,

@@ -1,6 +1,6 @@
 """What card and report say of the rows: the way from raw to trained rows, suspect labels, tokens.
 
-In: the reports of the data stages. Out: funnel, suspects and preview as the templates show them.
+In: the reports of the data stages. Out: funnel, repairs, detectors, suspects and preview as the templates show them.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ RULES = {  # rule names of the stages that a reader would not guess
     "control_token": "contain a control token of the chat template",
     "suspect_label": "label probably wrong",
     "decision": "dropped by a person's decision",
+    "over_source_cap": "beyond the cap of their source (suspicion.sources)",
+    "suspicion": "suspected of poisoning",
 }
 SHOWN_SUSPECTS = 10
 SHOWN_ROWS = 3
@@ -75,10 +77,11 @@ def funnel(reports: Mapping[str, Report]) -> list[Step]:
     tokens = reports["tokenize"]["sides"]["train"]
     lengths = f"{count(tokens['rows_truncated'])} shortened, {count(tokens['rows_split'])} split in parts"
     return [
-        Step("fetch_data", "Read", fetched["rows_read"], fetched["rows_kept"], _rules(fetched["rejected"])),
+        Step("fetch_data", "Taken", fetched["rows_read"], fetched["rows_kept"], _rules(fetched["rejected"])),
         _step("clean", "Cleaned", cleaned, _repairs(cleaned)),
         _step("dedupe", "Duplicates removed", reports["dedupe"], None),
         _step("label_check", "Labels checked", reports["label_check"], None),
+        _step("suspicion", "Checked for poisoning", reports["suspicion"], None),
         Step("split", "Split off for training", split["rows_in"], sides["train"], _rules({**held_out, **split["rejected"]})),
         Step(
             "tokenize",
@@ -112,6 +115,26 @@ def _repairs(report: Report) -> str | None:
             if found["actions"].get(name, found["action"]) == "redact"
         ]
     return "; ".join(changed) or None
+
+
+def repairs(report: Report) -> list[tuple[str, str, str]]:
+    """The steps, the text before and the text after of some repairs, what cannot be seen written as its code point."""
+    return [
+        (", ".join(row["steps"]).replace("_", " "), _printable(row["before"]), _printable(row["after"])) for row in report["repair_samples"]
+    ]
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() or char == "\n" else f"⟨U+{ord(char):04X}⟩" for char in text)
+
+
+def detectors(report: Report) -> list[tuple[str, str, Report]]:
+    """What is looked for, how much of what was planted was found, and recall and precision by kind."""
+    found = []
+    for group, prefix, name in (("personal_data", "pii", "Personal data"), ("secrets", "secrets", "Secrets")):
+        said = f"recall {percent(report[f'{prefix}_recall'])}, precision {percent(report[f'{prefix}_precision'])}"
+        found.append((name, said, report["planted"][group]["kinds"]))
+    return found
 
 
 def suspects(report: Report) -> list[Suspect]:

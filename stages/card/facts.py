@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.card import data_facts, result_facts, run_facts, snippets
+from stages.card import data_facts, flow, result_facts, run_facts, snippets, worst
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
 from stages.card.words import PROMPTS, count
@@ -25,6 +25,7 @@ class Sources:
         curves: train, validation and speed.
         sections: the parameters by section.
         provenance: what provenance.json holds.
+        flow: the rows by stage, rule and source.
     """
 
     base: Report
@@ -32,6 +33,7 @@ class Sources:
     curves: Mapping[str, run_facts.Curve]
     sections: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    flow: flow.Flow
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Facts:
     data_license: str | None
     attribution: str | None
     funnel: list[data_facts.Step]
-    widest: int
+    picture: flow.Picture
+    repairs: list[tuple[str, str, str]]
+    detectors: list[tuple[str, str, Report]]
+    worst: list[worst.Topic]
     split_words: str
     rows_trained: int
     suspects: list[data_facts.Suspect]
@@ -119,7 +124,10 @@ def gather(sources: Sources) -> Facts:
         data_license=fetched["license"],
         attribution=fetched["attribution"],
         funnel=steps,
-        widest=steps[0].rows_in,
+        picture=flow.picture(sources.flow),
+        repairs=data_facts.repairs(reports["clean"]),
+        detectors=data_facts.detectors(reports["clean"]),
+        worst=worst.topics(reports),
         split_words=_split_words(split["rows"]),
         rows_trained=steps[-1].rows_out,
         suspects=data_facts.suspects(reports["label_check"]),

@@ -30,7 +30,11 @@ class Report(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         """Tells the missing key and how to get it."""
-        stage = "fetch_model" if self.file == paths.BASE else self.file.stem.removesuffix("_machine").replace("evaluate_", "evaluate@")
+        stage = (
+            "fetch_model"
+            if self.file == paths.BASE
+            else self.file.stem.removesuffix("_machine").replace("evaluate_", "evaluate@").replace("row_losses_", "row_losses@")
+        )
         raise UserError(f"{self.file} has no {self.place}{key}, which the card tells; write it anew: dvc repro -f -s {stage}")
 
 

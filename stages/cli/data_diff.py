@@ -160,7 +160,7 @@ def _sources(before: Run, after: Run) -> list[str]:
         ]
         for name in sorted(counts[0].keys() | counts[1].keys())
     ]
-    head = ["source", before.name, after.name, "added", "removed", "of these edited in place"]
+    head = ["source", before.name, after.name, "added", "removed", "of these in the same place"]
     return ["### Rows, by source", "", *_table(head, rows)]
 
 
