@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stages.cli.decide import decide
 from stages.core import paths
-from stages.core.errors import UserError
 from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rejected
 from stages.label_check.decisions import read_decisions
 from tests.test_cli import git, luthier
@@ -107,47 +103,3 @@ def test_a_mistaken_id_or_a_broken_file_writes_nothing(root: Path) -> None:
     paths.DECISIONS.write_text(f"{HEADER}x,shred,me,,,\n", encoding="utf-8")
     assert "has the action 'shred'" in luthier(root, "forget", learnt_row().id, *WHY).stderr
     assert paths.DECISIONS.read_text(encoding="utf-8") == f"{HEADER}x,shred,me,,,\n"
-
-
-@pytest.fixture
-def decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty file of decisions below the current folder."""
-    monkeypatch.chdir(tmp_path)
-    paths.DECISIONS.parent.mkdir()
-    paths.DECISIONS.write_text(HEADER, encoding="utf-8")
-    return paths.DECISIONS
-
-
-def drop(why: str, who: str = "me") -> dict[str, str]:
-    """A decision to drop."""
-    return {"action": "drop", "who": who, "when": "2026-11-25", "why": why}
-
-
-def test_a_new_decision_takes_the_place_of_the_row_s_earlier_one_and_other_lines_stay(decisions: Path) -> None:
-    decisions.write_text(f'{HEADER}a,keep,me,,"fine, I think",\nb,relabel,you,2026-01-02,,MIT\n', encoding="utf-8")
-    decide({"a": drop("not fine")})
-    assert decisions.read_text(encoding="utf-8") == f"{HEADER}b,relabel,you,2026-01-02,,MIT\na,drop,me,2026-11-25,not fine,\n"
-
-
-def test_a_file_that_cannot_be_read_is_left_alone(decisions: Path) -> None:
-    decisions.write_text("id,action\n", encoding="utf-8")
-    with pytest.raises(UserError, match="line 1 has the columns id,action"):
-        decide({"a": drop("why")})
-    assert decisions.read_text(encoding="utf-8") == "id,action\n"
-
-
-TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00"), max_size=30)
-
-
-@given(who=TEXT.filter(lambda text: bool(text.strip())), why=TEXT)
-def test_any_name_and_reason_is_read_back_as_it_was_written_on_one_line(
-    who: str, why: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("text"))
-        paths.DECISIONS.parent.mkdir()
-        paths.DECISIONS.write_text(HEADER, encoding="utf-8")
-        decide({"a": drop(why, who)})
-        decide({"b": drop(why, who)})
-        found = [(decision.id, decision.who, decision.why) for decision in read_decisions(paths.DECISIONS)]
-    assert found == [(name, " ".join(who.split()), " ".join(why.split())) for name in ("a", "b")]

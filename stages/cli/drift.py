@@ -32,8 +32,15 @@ REPORTS = {
     "split": paths.SPLIT_REPORT,
     "tokenize": paths.TOKENIZE_REPORT,
 }
-SIDES = {"train side": "train", "validation side": "validation", "test side": "test"}
 ABSENT = "not in the data"
+# where the rows lie that end there; rows that a stage kept for the next one are not read again
+ENDS = {
+    "kept by fetch_data": paths.RAW_ROWS,
+    "train": paths.SPLIT_TRAIN,
+    "validation": paths.SPLIT_VALIDATION,
+    "test": paths.SPLIT_TEST,
+    **{f"rejected by {stage}": rejected for stage, _, rejected in STEPS if stage != "tokenize"},
+}
 
 
 @dataclass
@@ -68,29 +75,21 @@ class Run:
     @cached_property
     def missing(self) -> list[str]:
         """The tables that this machine does not have."""
-        wanted = [paths.RAW_ROWS, paths.SPLIT_TRAIN, *(table for _, kept, rejected in STEPS[:-1] for table in [*kept.values(), rejected])]
         recorded = {out["path"] for stage in self.lock.stages.values() for out in stage.get("outs", [])}
-        return sorted({path.as_posix() for path in wanted if path.as_posix() in recorded and cached(self.lock, path) is None})
+        return sorted({path.as_posix() for path in ENDS.values() if path.as_posix() in recorded and cached(self.lock, path) is None})
 
     @cached_property
     def fates(self) -> dict[str, tuple[str, str, str]]:
         """Of each row read: its source, where its way ended, and its place in the source, by id."""
         found: dict[str, tuple[str, str, str]] = {}
-        for stage, kept, rejected in STEPS[:-1]:
-            for name, path in kept.items():
-                self._note(found, path, SIDES.get(name, f"kept by {stage}"))
-            self._note(found, rejected, stage)
+        for end, path in ENDS.items():
+            file = cached(self.lock, path)
+            names = ["id", "source", "origin", *(["rule"] if end.startswith("rejected") else [])]
+            for batch in pq.ParquetFile(file).iter_batches(columns=names) if file is not None else ():
+                for record in batch.to_pylist():
+                    place = f"{end}: {record['rule']}" if "rule" in record else end
+                    found[record["id"]] = (intern(record["source"]), intern(place), record["origin"])
         return found
-
-    def _note(self, found: dict[str, tuple[str, str, str]], path: Path, place: str) -> None:
-        file = cached(self.lock, path)
-        if file is None:
-            return
-        names = ["id", "source", "origin", *(["rule"] if path.name == "rejected.parquet" else [])]
-        for batch in pq.ParquetFile(file).iter_batches(columns=names):
-            for record in batch.to_pylist():
-                end = f"rejected by {place}: {record['rule']}" if "rule" in record else place
-                found[record["id"]] = (intern(record["source"]), intern(end), record["origin"])
 
     @cached_property
     def learnt(self) -> Learnt:

@@ -6,16 +6,14 @@ and where its text remains until somebody erases it.
 
 import argparse
 import re
-import subprocess
 from collections.abc import Iterable, Sequence
-from datetime import date
 
-from stages.cli.decide import decide
+from stages.cli.review import git_name
+from stages.cli.review_decisions import DecisionFile
 from stages.cli.tables import among, beginning, with_id
 from stages.cli.trace import only_row
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.label_check.decisions import read_decisions
 
 WHOLE_ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
 
@@ -33,16 +31,23 @@ def run(args: argparse.Namespace) -> None:
 
     Args:
         args: `rows`, `why`, `who`, `cluster`.
+
+    Raises:
+        UserError: nobody decides.
     """
     from stages.cli.aftermath import tell
 
-    who = args.who or _git_user()
+    who = args.who or git_name()
+    if not who:
+        raise UserError("a decision needs a name: give --who, or set one with git config user.name")
     asked = _with_twins(_id(prefix) for prefix in args.rows)
     alike = _near_duplicates(asked)
     chosen, left = ([*asked, *alike], []) if args.cluster else (asked, alike)
-    earlier = {decision.id: decision for decision in read_decisions(paths.DECISIONS)}
+    file = DecisionFile(paths.DECISIONS)
+    earlier = file.all()
     new = [name for name in chosen if name not in earlier or earlier[name].action != "drop"]
-    decide({name: {"action": "drop", "who": who, "when": date.today().isoformat(), "why": args.why} for name in new})
+    for name in new:
+        file.decide(name, "drop", "", who, args.why)
     for name in chosen:
         before = earlier.get(name)
         if name not in new:
@@ -76,11 +81,3 @@ def _near_duplicates(ids: Sequence[str]) -> list[str]:
     tables = (paths.DEDUPE_ROWS, paths.DEDUPE_REJECTED)
     clusters = {row["cluster"] for path in tables for row in with_id(path, *ids) if row["cluster"] is not None}
     return sorted({row["id"] for path in tables for row in among(path, "cluster", clusters)} - set(ids))
-
-
-def _git_user() -> str:
-    """Git's user.name."""
-    name = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False).stdout.strip()
-    if not name:
-        raise UserError("a decision needs a name: give --who, or set one with git config user.name")
-    return name

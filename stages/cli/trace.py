@@ -44,6 +44,7 @@ def row_tree(prefix: str) -> Tree:
     facts = "".join(f", {name} {row[name]}" for name in ("label", "group") if row[name] is not None)
     tree = Tree(f"{row['id']}: {row['source']} {row['origin']}{facts}")
     tree.add(_said(row))
+    _decisions(tree, row["id"])
     before = row
     for stage, kept, rejected in STEPS:
         after = _step(tree, stage, kept, rejected, before)
@@ -52,7 +53,6 @@ def row_tree(prefix: str) -> Tree:
         before = after if stage != "tokenize" else before
         if stage == "label_check":
             _suspect(tree, stage, paths.LABEL_SUSPECTS, row["id"])
-            _decisions(tree, row["id"])
         if stage == "suspicion":
             _suspect(tree, stage, paths.SUSPICION_SUSPECTS, row["id"])
         if stage == "split" and with_id(paths.SPLIT_TEST, row["id"]):
