@@ -1,6 +1,8 @@
 """The planted set is valid by the standards' own examples, holds what it says, and the detectors find it for every seed."""
 
+import json
 import re
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import get_args
@@ -13,7 +15,12 @@ from stages.clean.cleaning import DETECTORS
 from stages.clean.findings import Finding
 from stages.clean.national_ids import find_national_ids
 from stages.clean.planted import planted_set
-from stages.core.params import PersonalKind, SecretKind
+from stages.core import paths
+from stages.core.files import canonical_json
+from stages.core.params import PersonalKind, SecretKind, load_params
+from stages.core.records import write_rows
+from tests.rows import chat, numbered
+from tests.test_clean import clean, params
 
 # published by the issuers or in the standards, no person's
 EXAMPLES = {
@@ -86,3 +93,27 @@ def test_a_planted_account_number_has_the_check_digits_of_the_standard() -> None
     assert planted_values.iban("GB", "WEST12345698765432") == "GB82WEST12345698765432"
     assert planted_values.luhn("400000000000000") == "4000000000000002"
     assert all(is_base58_wallet(planted_values.base58_wallet(Random(seed))) for seed in range(50))
+
+
+@pytest.mark.parametrize("action", ["drop", "redact", "keep"])
+def test_no_planted_value_of_any_kind_is_told_and_none_is_stored_unless_it_is_kept(action: str) -> None:
+    items = [item for item in planted_set(5, per_format=1) if item.group and item.expected]
+    rows = numbered([chat(f"What does this say? {item.text}", "It says something, and then the") for item in items])
+    kept, rejected, report = clean(rows, params(secrets=action, personal_data=action, max_truncation=0.0))
+    values = [json.dumps(item.text[item.start : item.end])[1:-1] for item in items]
+    assert min(map(len, values)) > 3
+    told = canonical_json(report) + "".join(json.dumps(item.evidence) for item in rejected)
+    assert [value for value in values if value in told] == []
+    stored = json.dumps([[m["content"] for m in row.messages] for row in [*kept, *(item.row for item in rejected)]])
+    assert [value for value in values if value in stored] == (values if action == "keep" else [])
+
+
+def test_a_figure_below_its_target_is_said_loudly(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = import_module("stages.clean.__main__")
+    paths.RAW_ROWS.parent.mkdir(parents=True)
+    write_rows(paths.RAW_ROWS, numbered([chat("What is the capital of France?", "Paris.")]))
+    stage.main(load_params())
+    assert "WARNING" not in capsys.readouterr().err
+    monkeypatch.setattr(figures, "MIN_RECALL", 1.01)
+    stage.main(load_params())
+    assert "clean: WARNING: pii_recall is 1.000 on the planted set, below 1.01" in capsys.readouterr().err
