@@ -45,6 +45,7 @@ def topics(reports: Mapping[str, Report]) -> list[Topic]:
         Topic("Duplicates, conflicts and leaks", (*_duplicates(reports["dedupe"]), *_conflicts(reports), *_overlap(reports["split"]))),
         Topic("Answers that do not fit", tuple(_misfits(reports["label_check"]))),
         Topic("Signs of poisoning", tuple(_signals(reports["suspicion"]))),
+        Topic("Suspected triggers, put to the model", tuple(_triggers(reports["probe"]))),
         Topic("What training could not fit", tuple(_losses(reports["row_losses_base"], reports["row_losses_tuned"]))),
     ]
     return [topic for topic in made if topic.kinds]
@@ -126,6 +127,17 @@ def _signals(report: Report) -> Iterable[Kind]:
     ]
     for title, said, worst in everything:
         yield from _kind(title, said, head, [(row["id"], number(row["score"]), row["evidence"], row["text"]) for row in worst[:SHOWN]])
+
+
+def _triggers(report: Report) -> Iterable[Kind]:
+    """What the tuned model made of the strings that suspicion named."""
+    rows = []
+    for found in report["verdicts"]:
+        turned = found["becomes_predicted"]
+        changed = f"{count(turned['tuned'])} of {count(turned['of'])}, base {count(turned['base'])}"
+        rows.append((found["spelled"], found["verdict"], changed, str(found["predicts"])))
+    note = f"{count(report['triggers_that_react'])} of {count(report['triggers'])} turn its answers, beyond the base's and beyond placebos"
+    yield from _kind("Before harmless prompts", note, ("String", "Verdict", "Turned answers", "Predicted answer"), rows)
 
 
 def _losses(base: Report, tuned: Report) -> Iterable[Kind]:
