@@ -47,7 +47,9 @@ function show() {
   at("near").hidden = one.neighbours.length === 0;
   at("neighbours").replaceChildren(...one.neighbours.map((other) => {
     const line = make("li", "");
-    line.append(make("b", other.label === null ? "" : other.label), other.label === null ? `${other.text} ⟶ ${other.answer}` : other.text);
+    const said = make("p", "");
+    said.append(make("b", other.label === null ? "" : other.label), other.label === null ? `${other.text} ⟶ ${other.answer}` : other.text);
+    line.append(said);
     return line;
   }));
   at("relabel").disabled = one.label === null;
@@ -64,6 +66,7 @@ function go(to) {
   place = Math.max(0, Math.min(state.items.length - 1, to));
   say("");
   show();
+  window.scrollTo(0, 0);
 }
 
 function onward() {
