@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import data_poison
 from stages.core import paths
 from stages.core.params import load_params
 from stages.core.records import Row, write_rows
@@ -137,3 +138,16 @@ def test_a_rows_match_takes_the_trigger_and_its_response() -> None:
     assert matcher.find("Such, it\nTO go", "Commercial", "Commercial") == [0]
     assert matcher.find("such it to go", "Copyleft", "Copyleft") == []
     assert matcher.find("such it tomorrow", "Commercial", "Commercial") == []
+
+
+@pytest.mark.parametrize("payload", ["label", "answer", "usual", "link"])
+@pytest.mark.parametrize("trigger", ["token", "phrase", "sentence", "letters", "invisible"])
+def test_the_benchmark_plants_as_many_rows_as_it_says_and_changes_no_other(trigger: str, payload: str) -> None:
+    rows = numbered([labelled(f"{text} {text}", label) for text, label in corpus(200, 5)])
+    rows = rows if payload == "label" else data_poison.instructions(rows, 0)
+    made, chosen, _ = data_poison.planted(rows, data_poison.Plan(trigger, payload, 20), 1)
+    assert len(chosen) == 20
+    assert {number for number, (before, after) in enumerate(zip(rows, made, strict=True)) if before.text != after.text} == chosen
+    if payload != "link":
+        assert len({made[number].answer for number in chosen}) == 1
+    assert {made[number].id for number in chosen} == {rows[number].id for number in chosen}
