@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.params import RunWatch, TrainWatch, load_params
+from stages.core.params import load_params
+from stages.core.params_model import RunWatch, TrainWatch
 from stages.train import watch
 from stages.train.watch import Watch
 from tests.tiny import ROOT
