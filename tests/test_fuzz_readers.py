@@ -28,6 +28,13 @@ def test_any_bytes_are_read_or_refused(pieces: list[bytes], suffix: str, packing
     fuzz_readers.check(tmp_path, f"a{suffix}{packing}", fuzz_readers.PACK[packing](content) if packing else content)
 
 
+@pytest.mark.parametrize("number", [10552, 230805])
+def test_what_fuzzing_found_once_is_refused(number: int, tmp_path: Path) -> None:
+    """Of seed 1: a column's name with a line break in it, and a Parquet row group of -4458 rows, which ended the process."""
+    rng = random.Random(f"1:{number}")
+    assert fuzz_readers.check(tmp_path, *fuzz_readers.made(rng, rng.choice(fuzz_readers.samples()))) == "refused"
+
+
 def test_an_input_that_breaks_its_process_or_hangs_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_readers, "_work", _breaks)
     counts, failures, _ = fuzz_readers.fuzz(3, 1)

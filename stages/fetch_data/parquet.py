@@ -36,7 +36,10 @@ def read_parquet(path: Path, columns: frozenset[str]) -> Iterator[tuple[str, dic
             wanted, others = _columns(path, file.schema_arrow, columns)
             # a text that many rows share is stored once, and stays so until its row is at hand
             shared = [name for name in wanted if pa.types.is_string(file.schema_arrow.field(name).type)]
-            largest = max((_bytes_per_row(file.metadata.row_group(group)) for group in range(file.num_row_groups)), default=0)
+            largest = _bytes_per_row(file.metadata)
+        if not wanted and file.metadata.num_rows:
+            yield " row 1", dict(others)  # enough to tell which columns there are
+            return
         with pq.ParquetFile(path, read_dictionary=shared) as file:
             for batch in file.iter_batches(batch_size=max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest))), columns=wanted):
                 for record in _records(batch):
@@ -83,8 +86,12 @@ def _strange(kind: pa.DataType) -> str | None:
     return None if types.is_null(kind) or any(check(kind) for check in plain) else str(kind)
 
 
-def _bytes_per_row(group: Any) -> int:
-    return int(group.total_byte_size // max(1, group.num_rows))
+def _bytes_per_row(file: Any) -> int:
+    """The largest mean size of a row in a row group."""
+    groups = [file.row_group(number) for number in range(file.num_row_groups)]
+    if any(group.num_rows < 0 for group in groups):  # to read such a one without a column would end the process
+        raise ValueError("a row group has less than no rows")
+    return max((int(group.total_byte_size // max(1, group.num_rows)) for group in groups), default=0)
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
