@@ -23,7 +23,7 @@ from stages.core.stage import run_stage
 from stages.label_check.decisions import ACTIONS, Decision, decided, read_decisions
 from stages.label_check.searches import datalab, worst_of, wrong_answers, wrong_labels
 from stages.label_check.suspects import SUSPECTS_SCHEMA, Suspect, conflicts, ranked, records
-from stages.label_check.table import Table, read_table
+from stages.label_check.table import Table, chosen_rows, read_table
 
 SHOWN = 20  # suspects of a kind, and conflicts, in the report
 EXCERPT_CHARACTERS = 160
@@ -135,17 +135,13 @@ def _shared(table: Table, review: Review) -> dict[str, list[tuple[int, Row]]]:
     wanted = [number not in review.dropped and sizes[cluster] > 1 for number, cluster in enumerate(table.clusters)]
     known = {label for label in table.labels if label is not None}
     number = 0
-    for block in table.over(_wanted, [wanted]):
+    for block in table.over(chosen_rows, [wanted]):
         for row in block:
             number = wanted.index(True, number)
             decision = review.by_id.get(row.id)
             members[table.clusters[number]].append((number, decided(row, decision, known) if decision else row))
             number += 1
     return members
-
-
-def _wanted(rows: list[Row], wanted: list[bool]) -> list[Row]:
-    return [row for row, chosen in zip(rows, wanted, strict=True) if chosen]
 
 
 def _write(

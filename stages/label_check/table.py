@@ -83,6 +83,11 @@ def read_block(path: Path, number: int) -> list[Row]:
     return [Row(**record) for record in records]
 
 
+def chosen_rows(rows: list[Row], chosen: list[bool]) -> list[Row]:
+    """The chosen ones of a row group's rows; here and not in __main__, whose functions another process cannot import."""
+    return [row for row, wanted in zip(rows, chosen, strict=True) if wanted]
+
+
 def codes(values: list[Any]) -> "npt.NDArray[np.int64]":
     """Numbers for names, equal for equal names, in the order of their first row: [rows] int64."""
     import numpy as np
