@@ -106,7 +106,7 @@ def _resident_bytes(pid: int) -> int:
 
 def rows_in(stage: str, folder: Path, rows: int) -> int:
     """How many rows the stage is given."""
-    place = {"clean": "raw", "dedupe": "clean", "label_check": "dedupe", "suspicion": "label_check", "split": "label_check"}.get(stage)
+    place = {"clean": "raw", "dedupe": "clean", "label_check": "dedupe", "suspicion": "label_check", "split": "suspicion"}.get(stage)
     return rows if place is None else int(pq.read_metadata(folder / f"data/{place}/rows.parquet").num_rows)
 
 
