@@ -200,7 +200,7 @@ def test_the_ci_check_passes_in_a_clone_without_data_and_fails_on_a_stale_one(la
     assert not (clone.root / "models/adapter").exists()
     for name, old, new, stale in [
         ("params.yaml", "rank: 4", "rank: 3", "train"),
-        ("stages/split.py", '"""', '""" ', "split"),
+        ("stages/split/__main__.py", '"""', '""" ', "split"),
         ("versions.yaml", "\nftfy: ", "\nftfy: 9", "clean"),
         ("data/sources/rows.jsonl.dvc", "md5: ", "md5: 0", "fetch_data"),
         ("data/decisions.csv", "\n", "\n\n", "label_check"),

@@ -159,7 +159,7 @@ FILLED = TEXT.filter(lambda text: text.strip() != "")
 TURNS = st.lists(st.tuples(st.sampled_from(["user", "tool", "assistant"]), TEXT), max_size=4)
 RECORD = st.one_of(
     st.builds(lambda t, a: {"messages": chat(*t, ("assistant", a))}, TURNS, TEXT),
-    st.builds(lambda t, label: {"text": t, "label": label}, TEXT, FILLED | st.integers()),
+    st.builds(lambda t, label: {"text": t, "label": label}, TEXT, FILLED | st.integers(-(2**63) + 1, 2**63 - 1)),
     st.builds(lambda p, c, r: {"prompt": p, "chosen": c, "rejected": r}, TEXT, TEXT, TEXT),
     st.builds(lambda i, o: {"instruction": i, "output": o}, TEXT, TEXT),
 )
