@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.compare.classical import classical_answers
-from stages.compare.clean import clean_note, clean_part, overlapping, verdict
+from stages.compare.clean import clean_note, clean_part, compared, overlapping, verdict
 from stages.compare.statistics import Paired, paired
 from stages.core import paths
 from stages.core.answers import normal
@@ -172,12 +172,7 @@ def described(task: str, prompt: str, metric: str, higher: bool, result: Paired)
         "task": task,
         "prompt": prompt,
         "metric": metric,
-        "items": result.items,
-        "base": result.first,
-        "tuned": result.second,
-        "difference": result.difference,
-        "ci95": [result.low, result.high],
-        "p_value": result.p_value,
+        **compared(result),
         "won": won,
         "lost": lost,
         "detectable": result.detectable,

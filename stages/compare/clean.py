@@ -21,8 +21,11 @@ def overlapping(path: Path) -> dict[str, set[str]]:
 
 def clean_part(result: Paired | None) -> dict[str, Any] | None:
     """The comparison on the clean subset as the report holds it; None where no item is clean."""
-    if result is None:
-        return None
+    return None if result is None else compared(result)
+
+
+def compared(result: Paired) -> dict[str, Any]:
+    """A comparison of base and tuned as the report holds it, on whichever items."""
     return {
         "items": result.items,
         "base": result.first,
