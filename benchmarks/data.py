@@ -175,9 +175,18 @@ def table(results: dict[str, Any]) -> str:
         for name in (name for name in STAGES if name in few and name in many):
             time_growth, memory_growth = (many[name][key] / few[name][key] for key in ("processor_seconds", "peak_bytes"))
             lines.append(f"| {name} | {time_growth:.1f} x | {memory_growth:.1f} x |")
+        if few.keys() == many.keys():
+            time_growth = _busy(many) / _busy(few)
+            memory_growth = max(result["peak_bytes"] for result in many.values()) / max(result["peak_bytes"] for result in few.values())
+            lines.append(f"| together | {time_growth:.1f} x | {memory_growth:.1f} x |")
     told = [_tokenisation(results[size]["tokenisation"]) for size in sizes if "tokenisation" in results[size]]
     lines += ["", "### Tokenisation", "", *told] if told else []
     return "\n".join(lines).strip() + "\n"
+
+
+def _busy(stages: dict[str, Any]) -> float:
+    """Processor seconds of some stages together."""
+    return float(sum(result["processor_seconds"] for result in stages.values()))
 
 
 def write_table() -> None:

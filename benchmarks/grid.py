@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks.grid measure FILE [--shapes 1b 8b 13b 32b] [--methods nf4 none] [--engines plain fused] [--seconds 360]
        python -m benchmarks.grid fit FILE ... [--write]
+       python -m benchmarks.grid check FILE ...
 `measure` needs a GPU and appends one JSON line a cell. `fit` needs none: it prints the table of errors of docs/planner.md, and with --write
-sets stages/core/planner_constants.json.
+sets stages/core/planner_constants.json. `check` prints the errors of the constants as they are, on cells that they were not fitted to.
 """
 
 import argparse
@@ -234,13 +235,18 @@ def main() -> None:
     command = commands.add_parser("fit")
     command.add_argument("files", nargs="+")
     command.add_argument("--write", action="store_true")
+    command = commands.add_parser("check")
+    command.add_argument("files", nargs="+")
     args = parser.parse_args()
     if args.command == "measure":
         measure(args)
-    else:
-        from benchmarks.grid_fit import fit
+        return
+    from benchmarks.grid_fit import check, fit
 
+    if args.command == "fit":
         fit(args.files, args.write)
+    else:
+        check(args.files)
 
 
 if __name__ == "__main__":

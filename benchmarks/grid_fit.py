@@ -53,13 +53,20 @@ Cell = Mapping[str, Any]
 Factors = dict[str, float]
 
 
-def read(files: Sequence[str]) -> list[dict[str, Any]]:
+def read(files: Sequence[str], usual: float | None = None) -> list[dict[str, Any]]:
     """The measured cells; those that ran out of memory have no peak to learn from.
 
-    Each gets `slowness`: how many times as long its host takes to launch as the first whose launches were timed; None where they were not.
+    Each gets `slowness`: how many times `usual` its host takes to launch; None where its launches were not timed.
+
+    Args:
+        files: of JSON lines.
+        usual: seconds of a launch; None: those of the first cell whose launches were timed.
+
+    Returns:
+        The cells.
     """
     lines = [json.loads(line) for name in files for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
-    first = next(line["launch_seconds"] for line in lines if line["launch_seconds"] is not None)
+    first = usual or next(line["launch_seconds"] for line in lines if line["launch_seconds"] is not None)
     for line in lines:
         line["slowness"] = None if line["launch_seconds"] is None else line["launch_seconds"] / first
     return [line for line in lines if not line.get("out_of_memory")]
@@ -174,6 +181,15 @@ def fit(files: Sequence[str], write: bool) -> None:
         _write_errors(files, everything, said)
 
 
+def check(files: Sequence[str]) -> None:
+    """Prints the errors of the planner as it is, on cells that its constants were not fitted to."""
+    constants = planner.constants()
+    cells = read(files, constants["launch_seconds"])
+    for engine in sorted({cell["engine"] for cell in cells}):
+        own = [cell for cell in cells if cell["engine"] == engine]
+        print("\n".join(_table(engine, own, constants[engine]["memory"], constants[engine]["speed"], {})))
+
+
 def _write_errors(files: Sequence[str], cells: Sequence[Cell], said: Sequence[str]) -> None:
     """The last section of docs/planner.md."""
     cell = cells[0]
@@ -216,7 +232,9 @@ def _table(engine: str, cells: Sequence[Cell], memory: Factors, speed: Factors, 
     lines.append("")
     for name, found in sorted(errors.items()):
         size = statistics.median(abs(error) for error in found)
-        lines.append(f"- {name}: {len(found)} cells, median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}")
+        near = sum(abs(error) <= 0.15 for error in found)
+        words = f"median |error| {size:.1%}, from {min(found):+.1%} to {max(found):+.1%}; {near} within 15 %"
+        lines.append(f"- {name}: {len(found)} cells, {words}")
     return lines
 
 
