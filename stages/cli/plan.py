@@ -19,11 +19,14 @@ from stages.core.params import Params, load_params
 from stages.core.planner import GIB, Choice
 from stages.core.planner_cards import Card
 from stages.core.planner_job import Job, course, job, should_not, warnings
+from stages.core.planner_links import KINDS, installed_link, link_of
+from stages.core.planner_parallel import compared, preferred
 from stages.core.planner_shape import FUSED, Shape, shape_of
 
 CONTEXT_BYTES = int(0.6 * GIB)  # the driver's and CUDA's own, which PyTorch cannot have
 ROWS = 1000  # where nothing says how many there are
 ALIKE = 0.01  # speeds that differ less are the same; the base that is not rounded is then the better one
+WIDTH = 26  # of a way's name
 BASES = {"nf4": "NF4 (QLoRA)", "none": "bf16 (LoRA)"}
 
 
@@ -49,9 +52,11 @@ class Question:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --config, --gpu, --method, --rank, --tokens, --rows and --cap."""
+    """Adds --config, --gpu, --gpus, --link, --method, --rank, --tokens and --rows."""
     parser.add_argument("--config", metavar="FILE", type=Path, help="a model's config.json, or its folder (the base of params.yaml)")
     parser.add_argument("--gpu", metavar="CARD", help="a size (24GiB) or a name (RTX 4090); the card of this machine, else all known ones")
+    parser.add_argument("--gpus", type=int, metavar="N", help="so many of that card in one host: every way to use them (train.parallel)")
+    parser.add_argument("--link", choices=list(KINDS), help="between them (this machine's, else what such cards usually have)")
     parser.add_argument("--method", choices=["nf4", "lora"], help="nf4: QLoRA, lora: on a bf16 base (numerics.quantization)")
     parser.add_argument("--rank", type=int, metavar="N", help="of the LoRA (train.rank)")
     parser.add_argument("--tokens", type=int, metavar="N", help="of every row (the tokenised rows, else tokenize.max_tokens)")
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: an argument is wrong, or the job should not be done on that card.
     """
-    for name in ("rank", "tokens", "rows"):
+    for name in ("rank", "tokens", "rows", "gpus"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name} is {value}, expected 1 or more")
     question = asked(args)
@@ -78,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
     train = question.params.train
     print(f"method  rank {train.rank}, effective batch {train.effective_batch}, {train.optimizer}, {question.engine} kernels")
     card = planner_cards.asked_for(args.gpu) if args.gpu else planner_cards.installed()
-    if card is None:
+    if args.gpus:
+        _print_ways(question, card, args)
+    elif card is None:
         _print_cards(question, shape)
     else:
         _print_card(question, shape, card, free_bytes(card, args.gpu is None))
@@ -167,28 +174,33 @@ def chosen(question: Question, card: Card, available: int, quantization: str, fi
     Returns:
         The choice.
     """
+    return planner.choose(**arguments(question, card, available, quantization, fixed))
+
+
+def arguments(question: Question, card: Card, available: int, quantization: str, fixed: bool = False) -> dict[str, Any]:
+    """The arguments of `planner.choose`, from those of `chosen`."""
     train, cap = question.params.train, question.params.runtime.gpu_memory_gib
     layers = shape_of(question.config).layers
     recompute = planner.recomputed_layers(train.recompute, layers)
-    return planner.choose(
-        config=question.config,
-        quantization=quantization,
-        rank=train.rank,
-        target_modules=train.target_modules,
-        lengths=question.lengths,
-        effective_batch=train.effective_batch,
-        optimizer=train.optimizer,
-        deterministic=train.deterministic,
-        available_bytes=available,
-        cap_bytes=None if cap is None else int(cap * GIB),
-        card_name=card.name,
-        engine=question.engine,
-        batching=train.batching,
-        micro_batch_tokens=train.micro_batch_tokens if fixed and isinstance(train.micro_batch_tokens, int) else None,
-        recompute=min(recompute, layers) if fixed and recompute is not None else None,
-        card=card,
-        runs=[*planner.past_runs(), *_workspace_run()],
-    )
+    return {
+        "config": question.config,
+        "quantization": quantization,
+        "rank": train.rank,
+        "target_modules": train.target_modules,
+        "lengths": question.lengths,
+        "effective_batch": train.effective_batch,
+        "optimizer": train.optimizer,
+        "deterministic": train.deterministic,
+        "available_bytes": available,
+        "cap_bytes": None if cap is None else int(cap * GIB),
+        "card_name": card.name,
+        "engine": question.engine,
+        "batching": train.batching,
+        "micro_batch_tokens": train.micro_batch_tokens if fixed and isinstance(train.micro_batch_tokens, int) else None,
+        "recompute": min(recompute, layers) if fixed and recompute is not None else None,
+        "card": card,
+        "runs": [*planner.past_runs(), *_workspace_run()],
+    }
 
 
 def _workspace_run() -> list[dict[str, Any]]:
@@ -241,6 +253,30 @@ def _print_card(question: Question, shape: Shape, card: Card, available: int) ->
         print(f"\nwarning: {text}")
     if too_long := should_not(jobs[BASES[best]]):
         raise UserError(f"this job should not be done on {card.name}: {too_long}")
+
+
+def _print_ways(question: Question, card: Card | None, args: argparse.Namespace) -> None:
+    """A line for each way to use several GPUs, and which of them `auto` takes; raises UserError where the job fits none."""
+    if card is None:
+        raise UserError("no card in this machine, so which ones are meant is unknown; name them: --gpu CARD")
+    own = args.gpu is None
+    link = installed_link(args.gpus, card) if own and args.link is None else link_of(card, args.link)
+    available = free_bytes(card, own)
+    print(f"cards   {args.gpus} x {card.name} ({card.memory_bytes / GIB:.0f} GiB each), {link.told}\n")
+    job = arguments(question, card, available, question.params.numerics.quantization)
+    ways = compared(args.gpus, link, job)
+    print(f"{'way':<{WIDTH}}{'peak per GPU':>14}{'tokens/s':>10}{'training':>12}{'waits':>7}  micro-batch, recomputed")
+    for way in ways:
+        if way.choice is None:
+            print(f"{way.name:<{WIDTH}}  {(way.why_not or '').split(';')[0]}")
+            continue
+        _, tokens = course(question.params.train, question.lengths)
+        cost = f"{way.tokens_per_second:>10,.0f}{duration(tokens / way.tokens_per_second / 3600):>12}{way.exchange_share:>7.0%}"
+        size = f"{way.choice.micro_batch_tokens:,}, {way.choice.recomputed} of {way.choice.layers}"
+        print(f"{way.name:<{WIDTH}}{way.choice.peak_bytes / GIB:>10.1f} GiB{cost}  {size}")
+    name, reason = preferred(args.gpus, link, ways)
+    print(f"\nauto    {name}: {reason}")
+    print("        speeds of several GPUs are computed from the link's, not measured (docs/planner.md)")
 
 
 def _is_fixed(params: Params) -> bool:

@@ -18,7 +18,7 @@ from stages.core.packing import first_fit
 from stages.core.planner_cards import Card
 from stages.core.planner_memory import Load, Method, peak
 from stages.core.planner_shape import Shape, shape_of
-from stages.core.planner_speed import Work, step_seconds
+from stages.core.planner_speed import ALONE, Exchange, Work, step_seconds
 
 GIB = 2**30
 CONSTANTS = Path(__file__).with_name("planner_constants.json")
@@ -96,6 +96,7 @@ def choose(
     card: Card | None = None,
     runs: Sequence[Mapping[str, Any]] | None = None,
     launch_seconds: float | None = None,
+    exchange: Exchange = ALONE,
 ) -> Choice:
     """The fastest plan that fits.
 
@@ -119,6 +120,7 @@ def choose(
         runs: earlier runs to learn from; None takes `past_runs`.
         launch_seconds: what the host takes to launch a small product (machine.launch_seconds); None takes that of the last run on
             this card, or the measured host's.
+        exchange: what several GPUs add to each; the rows and effective_batch are then one GPU's.
 
     Returns:
         The plan.
@@ -141,12 +143,14 @@ def choose(
         tokens = _fullest(lengths, effective_batch, limit)
         for load in _loads(shape, engine, tokens, recompute):
             parts = peak(shape, method, load, constants()[engine]["memory"])
+            if exchange is not ALONE:
+                parts["exchange"] = exchange.held_bytes
             total = sum(parts.values()) + offset
             smallest = min(smallest or (total, limit), (total, limit))
             if total > budget * BUDGET_SHARE:
                 continue
             seconds = step_seconds(shape, method, load, work, card, constants()[engine]["speed"], launch / constants()["launch_seconds"])
-            speed = scale * work.passes * work.real_tokens / seconds.whole
+            speed = work.passes * work.real_tokens / exchange.seconds(seconds.whole / scale, work.passes)
             plan = (engine, limit, load.recomputed, shape.layers, load.offload, load.mlp_tokens, work.passes, total, budget, speed, parts)
             found.append(Choice(*plan, _reasons(shape, load, total, budget, seen, seconds.host_bound), scale, offset, launch))
     if not found:

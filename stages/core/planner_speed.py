@@ -34,6 +34,30 @@ class Work:
     attended: float
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What training on several GPUs adds to one of them (stages/core/planner_parallel.py).
+
+    Attributes:
+        held_bytes: that lie on the GPU beside what one alone holds; negative where a part of the base lies on the others.
+        pass_seconds: of passing weights for each micro-batch, while it computes.
+        exposed_seconds: of the same, that no computing hides.
+        step_seconds: of passing gradients, once a step, after it computed.
+    """
+
+    held_bytes: int
+    pass_seconds: float
+    exposed_seconds: float
+    step_seconds: float
+
+    def seconds(self, computing: float, passes: int) -> float:
+        """A step's seconds, from those it computes and its micro-batches."""
+        return passes * (max(computing / passes, self.pass_seconds) + self.exposed_seconds) + self.step_seconds
+
+
+ALONE = Exchange(0, 0.0, 0.0, 0.0)
+
+
 def operations(shape: Shape, method: Method, load: Load, work: Work) -> dict[str, float]:
     """Floating-point operations of one pass: `attention_part` and `mlp_part` and `head` of products, and `attention` itself.
 

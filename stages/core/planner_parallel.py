@@ -1,0 +1,205 @@
+"""Training on several GPUs: memory of each, speed of all, and which way to take. In: the planner's job, GPUs, link. Out: ways, a choice.
+
+Computed from the one-GPU planner and the link; docs/planner.md says what of it was compared with measurements. No torch.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.core import planner, planner_cards
+from stages.core.errors import UserError
+from stages.core.planner import GIB, Choice
+from stages.core.planner_cards import Card
+from stages.core.planner_links import Link
+from stages.core.planner_memory import BF16, FLOAT32, OPTIMIZER_BYTES, Method, held_bytes
+from stages.core.planner_shape import Shape, shape_of
+from stages.core.planner_speed import Exchange
+
+GATHERED_LAYERS = 2  # of a sharded base: the one that computes, and the next on its way
+GATHERS = 2  # of each layer and micro-batch: forward and backward, where recomputing uses what the backward gathered
+# DeepSpeed trains an adapter in bfloat16 with its gradients, and keeps float32 values and two moments, of which a GPU has its part
+# (arXiv 1910.02054, section 3.1)
+ZERO_WHOLE, ZERO_PARTED = 2 * BF16, 3 * FLOAT32
+ZERO_BUCKETS = 2 * 50_000_000 * BF16  # bytes of the two buckets that gradients are reduced in
+# GB/s that one drive reads: a PCIe 4.0 NVMe drive's data sheet has 7; all GPUs of the host share it
+NVME_BANDWIDTH = 7.0
+WAYS = ("single", "ddp", "fsdp", "zero2", "zero3", "zero3, base in host memory", "zero3, base on NVMe")
+PLAIN = ("zero2", "zero3")  # ways that only transformers' and PEFT's layers go
+WHY_NO_ZERO = {
+    "zero2": "the base is NF4, whose adapter DeepSpeed would shard and nothing else; take ddp, or numerics.quantization: none",
+    "zero3": "DeepSpeed does not shard a 4-bit base: each GPU would load the whole model; take fsdp, or numerics.quantization: none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to train on several GPUs.
+
+    Attributes:
+        name: of WAYS.
+        choice: the plan of each GPU, or None where it does not fit or is refused.
+        tokens_per_second: of all GPUs together.
+        exchange_share: of the step's time that the GPUs wait for one another's bytes.
+        host_bytes: of the base in host memory, over all GPUs.
+        why_not: where there is no plan.
+    """
+
+    name: str
+    choice: Choice | None
+    tokens_per_second: float
+    exchange_share: float
+    host_bytes: int
+    why_not: str | None
+
+    @property
+    def parallel(self) -> str:
+        """What train.parallel calls it."""
+        return self.name.split(",")[0]
+
+
+def compared(gpus: int, link: Link, job: dict[str, Any]) -> list[Way]:
+    """Every way to train a job on so many GPUs.
+
+    A 4-bit base has no way with DeepSpeed; it is told once for each of its two.
+
+    Args:
+        gpus: of one host, alike.
+        link: between any two of them.
+        job: the arguments of `planner.choose` for a single GPU: effective_batch is all GPUs', available_bytes one's.
+
+    Returns:
+        The ways in the order of WAYS; with one GPU, `single` alone.
+    """
+    names = WAYS[:1] if gpus == 1 else [name for name in WAYS if job["quantization"] == "none" or "," not in name]
+    return [_way(name, gpus, link, job) for name in names]
+
+
+def _way(name: str, gpus: int, link: Link, job: dict[str, Any]) -> Way:
+    kind = name.split(",")[0]
+    if job["quantization"] == "nf4" and kind in WHY_NO_ZERO:
+        return Way(name, None, 0.0, 0.0, 0, WHY_NO_ZERO[kind])
+    rows = min(job["effective_batch"], len(job["lengths"]))
+    if kind != "single" and rows < gpus:
+        return Way(name, None, 0.0, 0.0, 0, f"a step has {rows} rows, fewer than {gpus} GPUs; raise train.effective_batch")
+    shape = shape_of(job["config"])
+    engine = "plain" if kind in PLAIN else job.get("engine", "fused")
+    method = Method(engine, job["quantization"], job["rank"], job["target_modules"], job["optimizer"], job["deterministic"])
+    card = job.get("card") or planner_cards.named(job["card_name"], job["available_bytes"])
+    own: dict[str, Any] = (
+        {} if kind == "single" else {"effective_batch": math.ceil(rows / gpus), "exchange": exchange(name, gpus, link, shape, method, card)}
+    )
+    try:
+        choice = planner.choose(**{**job, "engine": engine, **own})
+    except UserError as error:
+        return Way(name, None, 0.0, 0.0, 0, str(error))
+    mean = statistics.fmean(job["lengths"])
+    slowest = mean * (rows if kind == "single" else math.ceil(rows / gpus)) / choice.tokens_per_second  # seconds of a step
+    waited = 0.0
+    if own:
+        # of the chosen plan, the same without what is passed
+        fixed = {"micro_batch_tokens": choice.micro_batch_tokens, "recompute": choice.recomputed}
+        alone = {**job, **own, **fixed, "engine": engine, "exchange": Exchange(own["exchange"].held_bytes, 0.0, 0.0, 0.0)}
+        waited = max(0.0, 1 - choice.tokens_per_second / planner.choose(**alone).tokens_per_second)
+    base = shape.parameters * BF16 if "host memory" in name else 0
+    return Way(name, choice, mean * rows / slowest, waited, base, None)
+
+
+def exchange(name: str, gpus: int, link: Link, shape: Shape, method: Method, card: Card) -> Exchange:
+    """What a way adds to each GPU.
+
+    A ring passes (n - 1) / n of the bytes to gather, and twice that to sum (arXiv 1802.05799, section 3). The adapter is whole on each
+    GPU of ddp and fsdp, and its float32 gradients are summed once a step. fsdp and zero3 gather each layer's frozen weights, as they are
+    packed, forward and backward; while one layer computes the next is on its way, but for the first of both directions.
+
+    Args:
+        name: of WAYS, without `single`.
+        gpus: how many.
+        link: between them.
+        shape: the model's.
+        method: of training.
+        card: whose way to host memory counts where the base waits there.
+
+    Returns:
+        Bytes and seconds.
+    """
+    held = held_bytes(shape, method)
+    trained = shape.adapter_parameters(method.rank, method.target_modules)
+    passed = (gpus - 1) / gpus
+    kind = name.split(",")[0]
+    more = 0  # the gradients lie in the buffer that is summed
+    pass_seconds = exposed = 0.0
+    step = link.seconds(2 * passed * trained * FLOAT32)
+    layer = held["base"] / shape.layers
+    if kind in ("zero2", "zero3"):
+        optimizer = int(trained * OPTIMIZER_BYTES[method.optimizer])
+        more = int(trained * (ZERO_WHOLE + ZERO_PARTED / gpus)) - held["adapter"] - optimizer + ZERO_BUCKETS
+        step = link.seconds(2 * passed * trained * BF16, 2)
+    if kind in ("fsdp", "zero3"):
+        # fsdp has the embeddings of its root gathered all the while, beside its part of them; DeepSpeed gathers the two by turns
+        embeddings = held["embeddings"] // gpus if kind == "fsdp" else held["embeddings"] // gpus - held["embeddings"] // 2
+        parted = held["base"] / gpus
+        if "," in name:  # nothing of it stays on the GPU
+            parted, embeddings = 0.0, -held["embeddings"] // 2
+        more += int(parted + GATHERED_LAYERS * layer - held["base"]) + embeddings
+        gathered = held["base"] + held["embeddings"]
+        pass_seconds = GATHERS * link.seconds(passed * gathered, shape.layers)
+        exposed = GATHERS * link.seconds(passed * layer)
+        if "," in name:
+            rate = card.host_bandwidth * gpus if "host memory" in name else NVME_BANDWIDTH
+            pass_seconds = max(pass_seconds, GATHERS * gathered / (rate * 1e9))
+    return Exchange(more, pass_seconds, exposed, step)
+
+
+def choose_parallel(gpus: int, link: Link, job: dict[str, Any]) -> tuple[str, str]:
+    """What `train.parallel: auto` takes: ddp where the job fits one card, fsdp where it does not.
+
+    Args:
+        gpus: as of `compared`.
+        link: likewise.
+        job: likewise.
+
+    Returns:
+        single | ddp | fsdp, and the reason in words; a job that fits none of them is a UserError.
+    """
+    return preferred(gpus, link, compared(gpus, link, job))
+
+
+def preferred(gpus: int, link: Link, ways: Sequence[Way]) -> tuple[str, str]:
+    """As `choose_parallel`, of ways that were compared.
+
+    Args:
+        gpus: as of `compared`.
+        link: likewise.
+        ways: what `compared` gave.
+
+    Returns:
+        single | ddp | fsdp, and the reason in words.
+
+    Raises:
+        UserError: the job fits none of them; it names the way that would do, if there is one.
+    """
+    found = {way.name: way for way in ways if way.choice is not None}
+    cards = f"{gpus} GPUs" if gpus > 1 else "one GPU"
+    if gpus == 1 and "single" in found:
+        return "single", "there is one GPU"
+    single, ddp = found.get("single"), found.get("ddp")
+    if ddp is not None and (single is None or ddp.tokens_per_second > single.tokens_per_second):
+        times = "" if single is None else f", and {cards} are {ddp.tokens_per_second / single.tokens_per_second:.2f} times as fast as one"
+        return "ddp", f"the job fits one card ({_peak(ddp)}){times}"
+    if single is not None:
+        refused = next((way.why_not for way in ways if way.name == "ddp" and way.why_not), None)
+        return "single", f"the job fits one card, and {refused or f'passing gradients over {link.told} costs more than {cards} gain'}"
+    if "fsdp" in found:
+        return "fsdp", f"the whole base does not fit one card, and its {gpus} parts do ({_peak(found['fsdp'])})"
+    reason = next(way.why_not for way in ways if way.name == ("fsdp" if gpus > 1 else "single"))
+    others = [name for name in found if name.startswith("zero")]
+    would = f"; {others[0]} would fit (train.parallel: {found[others[0]].parallel})" if others else ""
+    raise UserError(f"this job fits no way on {cards}: {reason}{would}")
+
+
+def _peak(way: Way) -> str:
+    assert way.choice is not None
+    return f"{way.choice.peak_bytes / GIB:.1f} of {way.choice.budget_bytes / GIB:.1f} GiB each"
