@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stages.cli.doctor_gpus import links, nccl
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.models import cache_root
@@ -21,19 +22,24 @@ GIB = 2**30
 LOW_DISK_BYTES = 10 * GIB
 NO_DISK_BYTES = 2 * GIB
 LOW_MEMORY_BYTES = 6 * GIB
+NCCL_SECONDS = 120.0  # an all-reduce of a GiB takes a tenth of a second on the slowest link that is sold, and starting takes some
 
 Finding = tuple[str, str]  # ok | warn | error, and what was found with what to do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command takes no arguments."""
+    """Adds --nccl and --seconds."""
+    parser.add_argument("--nccl", action="store_true", help="only how the GPUs are linked, and an all-reduce over them with its bandwidth")
+    parser.add_argument(
+        "--seconds", type=float, default=NCCL_SECONDS, metavar="S", help="after which --nccl takes it for hung (%(default)g)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints a line for each check.
 
     Args:
-        args: none is read.
+        args: see `add_arguments`.
 
     Raises:
         UserError: a check found an error.
@@ -43,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
         "packages": _packages,
         "params": _params,
         "device": _device,
+        "links": links,
         "disk": _disk,
         "memory": _memory,
         "git": _git,
@@ -50,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
         "dvc": _dvc,
         "telemetry": _telemetry,
     }
+    if args.nccl:
+        checks = {"links": links, "nccl": lambda: nccl(args.seconds)}
     errors = 0
     for name, check in checks.items():
         for grade, text in check():

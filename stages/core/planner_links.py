@@ -108,13 +108,23 @@ class Pair:
 PCIE_LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}  # GB/s one way by generation (PCI-SIG)
 
 
-def pairs() -> list[Pair]:
-    """Every two GPUs of this host, as NVML tells; none without a driver."""
+def pairs(uuids: Sequence[str] | None = None) -> list[Pair]:
+    """Every two GPUs of this host, as NVML tells; none without a driver.
+
+    Args:
+        uuids: of the GPUs meant, in their order; None takes all of the host, in NVML's.
+
+    Returns:
+        The pairs.
+    """
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        if uuids is None:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        else:
+            handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
     except Exception:  # no driver, no card, or no right to ask
         return []
     both = [(first, second) for second in range(len(handles)) for first in range(second)]
