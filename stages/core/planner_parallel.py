@@ -1,6 +1,6 @@
 """Training on several GPUs: memory of each, speed of all, and which way to take. In: the planner's job, GPUs, link. Out: ways, a choice.
 
-Computed from the one-GPU planner and the link; docs/planner.md says what of it was compared with measurements. No torch.
+Computed from the one-GPU planner and the link; docs/planner-parallel.md says what of it was compared with measurements. No torch.
 """
 
 import math
