@@ -159,6 +159,9 @@ def test_the_base_is_asked_in_three_ways_and_an_evaluation_that_was_killed_goes_
         ("domain", "plain"): 9,
         ("domain", "label_list"): 9,
         ("domain", "few_shot"): 9,
+        ("label_scores", "plain"): 9,
+        ("label_scores", "label_list"): 9,
+        ("label_scores", "few_shot"): 9,
         ("arc_easy", "raw"): 6,
         ("lambada", "raw"): 4,
     }
@@ -166,7 +169,7 @@ def test_the_base_is_asked_in_three_ways_and_an_evaluation_that_was_killed_goes_
     outs = [paths.EVALUATION["base"], paths.EVALUATE_REPORT["base"]]
     first = [path.read_bytes() for path in outs]
     (done,) = Path(".work/evaluate@base").glob("*/done")
-    kept = {path.name: path.stat().st_mtime_ns for path in done.iterdir() if path.name.startswith("domain")}
+    kept = {path.name: path.stat().st_mtime_ns for path in done.iterdir() if path.name.startswith(("domain", "label"))}
     for path in done.iterdir():  # as if killed after the domain
         if path.name not in kept:
             path.unlink()
@@ -202,7 +205,7 @@ def test_a_tuned_model_is_asked_the_bases_plain_prompt_and_one_that_learnt_nothi
     write_adapter(tiny_base, 0.0)
     evaluate.main("tuned", load_params())
     before, after = scores(), scores("tuned")
-    assert after == {key: before[key] for key in [("domain", "plain"), ("arc_easy", "raw"), ("lambada", "raw")]}
+    assert after == {key: before[key] for key in [("domain", "plain"), ("label_scores", "plain"), ("arc_easy", "raw"), ("lambada", "raw")]}
     compare.main(load_params())
     found = read_details(paths.COMPARE_REPORT)
     assert (found["verdict"], found["forgetting"], found["general"]["difference"]) == ("no difference", "none", 0)

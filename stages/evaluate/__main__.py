@@ -42,6 +42,9 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float64(), nullable=False),  # 1 right, 0 wrong; of bits_per_byte the bits
         pa.field("answer", pa.string()),
         pa.field("target", pa.string(), nullable=False),
+        # of label_scores: the share of the answer, and of the target, in the probability of all labels; elsewhere null
+        pa.field("probability", pa.float64()),
+        pa.field("target_probability", pa.float64()),
     ]
 )
 SAMPLES = 5
@@ -127,7 +130,7 @@ def asked(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
     folder.mkdir(parents=True, exist_ok=True)
     write_task(task, folder)
-    engine = Engine(model, tokenizer, batch_size, f"{stage} {task.key}", rendered=task.name == "domain")
+    engine = Engine(model, tokenizer, batch_size, f"{stage} {task.key}", task.rendered)
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's and datasets' own bars
         chosen = TaskManager(include_path=str(folder), include_defaults=False).load([task.key])
         found = lm_eval.evaluate(engine, chosen, bootstrap_iters=0, log_samples=True)
@@ -147,20 +150,28 @@ def asked(
 def item(task: Task, sample: dict[str, Any]) -> dict[str, Any]:
     """One of lm-eval's samples as a row of the outcome."""
     document, responses = sample["doc"], [response[0] for response in sample["resps"]]
-    answer: str | None = None
+    found: dict[str, Any] = {"item_id": document["id"], "answer": None, "probability": None, "target_probability": None}
     if task.metric == "bits_per_byte":
-        target = document["target"]
-        score = -responses[0][0] / math.log(2) / len(target.encode())
+        score = -responses[0][0] / math.log(2) / len(document["target"].encode())
+        return {**found, "score": rounded(score), "target": document["target"]}
+    found["score"] = rounded(float(sample[task.metric]))
+    if task.config["output_type"] != "multiple_choice":
+        answer = responses[0] if task.metric == "exact_match" else None
+        return {**found, "answer": answer, "target": document["target"].strip()}
+    likelihoods = [response[0] for response in responses]
+    if task.name == "label_scores":
+        choices, ranks, shares = document["labels"], likelihoods, softmax(likelihoods)
+        found |= {"probability": rounded(max(shares)), "target_probability": rounded(shares[document["gold"]])}
     else:
-        score = float(sample[task.metric])
-        if task.metric == "acc_norm":
-            choices = document["choices"]
-            target = choices[document["gold"]]
-            answer = max(zip(choices, responses, strict=True), key=lambda pair: pair[1][0] / len(pair[0]))[0]
-        else:
-            target = document["target"].strip()
-            answer = responses[0] if task.metric == "exact_match" else None
-    return {"item_id": document["id"], "score": rounded(score), "answer": answer, "target": target}
+        choices = document["choices"]
+        ranks = [likelihood / len(choice) for likelihood, choice in zip(likelihoods, choices, strict=True)]
+    return {**found, "answer": choices[ranks.index(max(ranks))], "target": choices[document["gold"]]}
+
+
+def softmax(likelihoods: list[float]) -> list[float]:
+    """Log-likelihoods as shares of their sum."""
+    weights = [math.exp(likelihood - max(likelihoods)) for likelihood in likelihoods]
+    return [weight / sum(weights) for weight in weights]
 
 
 def keep(path: Path, finished: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The domain's test rows as tasks: the training prompt for every model, and for the base the label list and examples as well.
 
-In: test and training rows. Out: tasks. The base has not seen the labels, so it is asked in three ways and judged by its best.
+In: test and training rows. Out: tasks. Each way of asking is answered twice: in the model's own words, and by its likeliest label. The
+base has not seen the labels, so it is asked in three ways and judged by its best.
 """
 
 import random
@@ -11,7 +12,7 @@ from stages.core.errors import UserError
 from stages.core.params import Params
 from stages.core.prompts import ask, render_prompt
 from stages.core.records import Message, Row
-from stages.evaluate.tasks import Task, label_task, loss_task
+from stages.evaluate.tasks import Task, label_scores_task, label_task, loss_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,8 @@ def domain_tasks(
         max_length: tokens the model can read.
 
     Returns:
-        The `plain` task, of labelled rows and for the base followed by `label_list` and, unless evaluate.few_shot is 0, `few_shot`.
+        Of rows without labels the `plain` task. Of labelled rows the generated answers and the label scores of each prompt: `plain`,
+        and for the base `label_list` and, unless evaluate.few_shot is 0, `few_shot`.
     """
     system, template, settings = params.prompt.system, params.prompt.template, params.evaluate
     if any(row.label is None for row in test):
@@ -39,17 +41,38 @@ def domain_tasks(
     labels = sorted({row.answer for row in [*test, *train]})
     check_labels(labels, settings.max_new_tokens, tokenizer)
 
-    def task(prompt: str, questions: dict[str, list[Message]]) -> Task:
-        rendered = {key: render_prompt(tokenizer, messages) for key, messages in questions.items()}
-        return label_task(prompt, rendered, test, settings.max_new_tokens)
+    questions = {"plain": {row.id: ask(row.text, system, template) for row in test}}
+    if variant == "base":
+        questions |= base_questions(test, train, labels, params, tokenizer, max_length - settings.max_new_tokens)
+    end = answer_end(tokenizer)
+    tasks = []
+    for prompt, asked in questions.items():
+        rendered = {key: render_prompt(tokenizer, messages) for key, messages in asked.items()}
+        tasks.append(label_task(prompt, rendered, test, settings.max_new_tokens))
+        tasks.append(label_scores_task(prompt, rendered, test, labels, end))
+    return tasks
 
-    tasks = [task("plain", {row.id: ask(row.text, system, template) for row in test})]
-    if variant == "tuned":
-        return tasks
+
+def base_questions(
+    test: list[Row], train: list[Row], labels: list[str], params: Params, tokenizer: "PreTrainedTokenizerBase", room: int
+) -> dict[str, dict[str, list[Message]]]:
+    """The messages of each test row by prompt and id, for a model that has not learnt the labels.
+
+    Args:
+        test: the rows asked about.
+        train: the rows examples come from.
+        labels: all labels.
+        params: seed, prompt and evaluate are read.
+        tokenizer: that counts a prompt's tokens.
+        room: tokens that a prompt may have.
+
+    Returns:
+        `label_list`, and `few_shot` where an example was asked for and has room.
+    """
+    system, settings = params.prompt.system, params.evaluate
     listed = {row.id: ask(row.text, system, settings.base_prompt, labels) for row in test}
-    tasks.append(task("label_list", listed))
+    questions = {"label_list": listed}
     examples = few_shot_examples(train, settings.few_shot, params.seed)
-    room = max_length - settings.max_new_tokens
     longest = max(listed.values(), key=lambda messages: len(messages[-1]["content"]))
 
     def shots(messages: list[Message]) -> list[Message]:
@@ -61,8 +84,25 @@ def domain_tasks(
     while examples and len(tokenizer(render_prompt(tokenizer, shots(longest)), add_special_tokens=False)["input_ids"]) > room:
         examples.pop()
     if examples:
-        tasks.append(task("few_shot", {key: shots(messages) for key, messages in listed.items()}))
-    return tasks
+        questions["few_shot"] = {key: shots(messages) for key, messages in listed.items()}
+    return questions
+
+
+def answer_end(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the chat template writes after an answer, up to the first special token: the sign that the answer is complete.
+
+    Args:
+        tokenizer: with this run's chat template.
+
+    Returns:
+        The text; the tokenizer's end token where the template writes no special token.
+    """
+    answer = "0answer0"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)[2]
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+    ends = [after.index(token) + len(token) for token in special if token in after]
+    return after[: min(ends)] if ends else str(tokenizer.eos_token or "")
 
 
 def few_shot_examples(rows: list[Row], count: int, seed: int) -> list[Row]:

@@ -148,23 +148,35 @@ class Engine(HFLM):
             return super()._loglikelihood_tokens(list(requests), disable_tqdm, override_bs)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         groups = grouped(requests, self.max_length)
-        for batch in self.shown(batches(groups, [len(g.targets) for g in groups], [g.tokens for g in groups], int(self.batch_size))):
-            self._score(batch, answers)
+        shared = min(common_prefix([g.shared for g in groups]), min(g.context for g in groups) - 1)
+        beginning, cache = self._begin(groups[0].shared[:shared])
+        for batch in self.shown(
+            batches(groups, [len(g.targets) for g in groups], [g.tokens - shared for g in groups], int(self.batch_size))
+        ):
+            self._score(batch, copy.deepcopy(beginning), copy.deepcopy(cache), answers)
         return answers
 
-    def _score(self, groups: list[Group], answers: list[tuple[float, bool]]) -> None:
-        """Runs some groups in one pass and writes each request's answer."""
-        pack = Pack()
+    def _begin(self, shared: Ids) -> tuple[Pack, DynamicCache]:
+        """Runs the tokens that all prompts begin with, so that each batch can go on after them."""
+        beginning, cache = Pack(), DynamicCache()
+        if shared:
+            beginning.add(shared, 0, ALL)
+            self._forward(beginning, len(shared), cache, [0])
+        return beginning, cache
+
+    def _score(self, groups: list[Group], pack: Pack, cache: DynamicCache, answers: list[tuple[float, bool]]) -> None:
+        """Runs some groups in one pass, after the tokens of `pack` and `cache`, and writes each request's answer."""
+        before = len(pack.ids)
         asked: list[tuple[int, list[int], Ids]] = []
         for number, group in enumerate(groups):
-            first = pack.add(group.shared, 0, number)
+            first = pack.add(group.shared[before:], before, number)
             for branch, (tail, target, place) in enumerate(zip(group.tails, group.targets, group.places, strict=True)):
                 after = pack.add(tail, len(group.shared), number, branch)
-                inputs = [*range(first, first + len(group.shared)), *range(after, after + len(tail))]
-                asked.append((place, inputs[group.context - 1 :], target))
+                inputs = [*range(first, first + len(group.shared) - before), *range(after, after + len(tail))]
+                asked.append((place, inputs[group.context - 1 - before :], target))
         wanted = sorted({index for _, inputs, _ in asked for index in inputs})
         row = {index: number for number, index in enumerate(wanted)}
-        logits = self._forward(pack, len(pack.ids), None, wanted).float()
+        logits = self._forward(pack, len(pack.ids) - before, cache, [index - before for index in wanted]).float()
         best, norms = logits.argmax(dim=-1), torch.logsumexp(logits, dim=-1)
         for place, inputs, target in asked:
             rows, tokens = torch.tensor([row[index] for index in inputs]), torch.tensor(target, device=self.device)
@@ -213,10 +225,7 @@ class Engine(HFLM):
         stops, limit = [*settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False)], int(settings["max_gen_toks"])
         prompts = [self.tok_encode(request.args[0])[-(self.max_length - limit) :] for request in requests]
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        beginning, cache = Pack(), DynamicCache()
-        if shared:
-            beginning.add(prompts[0][:shared], 0, ALL)
-            self._forward(beginning, shared, cache, [0])
+        beginning, cache = self._begin(prompts[0][:shared])
         answers: list[str] = []
         rests = [prompt[shared:] for prompt in prompts]
         for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) for rest in rests], int(self.batch_size))):

@@ -28,8 +28,8 @@ class Task:
     """One set of items asked in one way.
 
     Attributes:
-        name: domain, or the general task's name.
-        prompt: plain, label_list or few_shot for the domain; raw for the general suite, which has no chat template.
+        name: domain, label_scores, or the general task's name.
+        prompt: plain, label_list or few_shot for the domain and its label scores; raw for the general suite, which has no chat template.
         metric: the per-item score, one of lm-eval's names or bits_per_byte.
         higher_is_better: the metric's direction.
         config: the task's YAML but for the data file.
@@ -47,6 +47,11 @@ class Task:
     def key(self) -> str:
         """The name lm-eval and the work dir know the task by."""
         return f"{self.name}_{self.prompt}"
+
+    @property
+    def rendered(self) -> bool:
+        """Whether its prompts come from the chat template."""
+        return self.prompt != "raw"
 
     @property
     def digest(self) -> str:
@@ -107,6 +112,34 @@ def label_task(prompt: str, prompts: dict[str, str], rows: list[Row], max_new_to
     }
     documents = [{"id": row.id, "prompt": prompts[row.id], "target": row.answer} for row in rows]
     return Task("domain", prompt, "exact_match", True, config, documents)
+
+
+def label_scores_task(prompt: str, prompts: dict[str, str], rows: list[Row], labels: list[str], end: str) -> Task:
+    """Labelled rows, answered by the label that the model holds for the most likely: decoding that can write nothing but a label.
+
+    Args:
+        prompt: the way of asking.
+        prompts: the rendered prompt of each row by its id.
+        rows: the test rows.
+        labels: what may be answered.
+        end: what the chat template writes after an answer; without it no label could be more likely than one that is its beginning.
+
+    Returns:
+        The task; its documents hold the `labels` beside the `choices` that are scored.
+    """
+    config = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "metric_list": [measured("acc")],
+    }
+    choices = [label + end for label in labels]
+    documents = [
+        {"id": row.id, "prompt": prompts[row.id], "choices": choices, "labels": labels, "gold": labels.index(row.answer)} for row in rows
+    ]
+    return Task("label_scores", prompt, "acc", True, config, documents)
 
 
 def loss_task(rows: list[Row], system: str | None, template: str, tokenizer: "PreTrainedTokenizerBase") -> Task:
