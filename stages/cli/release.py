@@ -1,6 +1,7 @@
 """`luthier release VERSION`: registers this commit's adapter.
 
-In: a clean, fresh, verified checkout. Out: the annotated git tag adapter@VERSION, as GTO writes it.
+In: a clean, fresh, verified checkout. Out: the annotated git tag adapter@VERSION, as GTO writes it, and, where this user has a key, a
+signed statement of what the release was made from beside it (docs/provenance.md).
 """
 
 import argparse
@@ -8,6 +9,9 @@ import re
 import subprocess
 
 from stages.cli import fresh, verdict, verify
+from stages.cli.attested import NOTES, keep
+from stages.cli.signing import PUBLIC_KEY, read_private_key, seal
+from stages.cli.statement import statement
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_details
@@ -44,7 +48,9 @@ def run(args: argparse.Namespace) -> None:
         stale = fresh.stale_stages(repo, allow_missing=False)
     if stale:
         raise UserError(f"{', '.join(stale)} would run, so this commit's adapter is not what its inputs make; run make repro and commit")
-    verify.run(argparse.Namespace(rev=None))
+    verify.run(argparse.Namespace(target=None, key=PUBLIC_KEY))
+    key = read_private_key()
+    envelope = seal(statement(), key) if key is not None else None
     message = f"{tag}\n\n{verdict.line(read_details(paths.COMPARE_REPORT))}"
     done = subprocess.run(
         ["gto", "register", ARTIFACT, "--version", args.version, "--message", message], capture_output=True, text=True, check=False
@@ -52,7 +58,12 @@ def run(args: argparse.Namespace) -> None:
     if done.returncode:
         raise UserError(f"gto could not register {tag}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     print(f"registered {tag} at {state['commit'][:12]}")
-    print(f"share it:    git push origin {tag} && dvc push")
+    if envelope is None:
+        print("not signed:  luthier keygen makes the key that the next release is signed with")
+    else:
+        keep(tag, envelope)
+        print(f"signed:      luthier verify {tag}")
+    print(f"share it:    git push origin {tag}{f' {NOTES}' if envelope else ''} && dvc push")
     print(f"fetch it:    dvc artifacts get REPOSITORY {ARTIFACT} --rev {args.version}")
 
 

@@ -1,7 +1,8 @@
-"""`luthier verify [REV]`: derives every hash again, from the commit up.
+"""`luthier verify [REV or PATH]`: derives every hash again, from the commit up.
 
-In: a commit, its dvc.lock and its outs. Out: a line for each thing that does not hold, and exit code 1 if there is one. Nothing remembered
-is trusted, neither DVC's table of hashes nor the cache's list of checked weights: every byte is read again.
+In: a commit, its dvc.lock, its outs and the statements of its releases; or a released folder; or a bare file. Out: a line for each thing
+that does not hold, and exit code 1 if there is one. Nothing remembered is trusted, neither DVC's table of hashes nor the cache's list of
+checked weights: every byte is read again.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.cli import history
+from stages.cli.attested import ENVELOPE, artefact_checks, folder_checks, release_checks
 from stages.cli.rehash import rehash
+from stages.cli.signing import PUBLIC_KEY
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import sha256_file
@@ -24,26 +27,35 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds REV."""
-    parser.add_argument("rev", nargs="?", metavar="REV", help="a commit or tag, checked in a folder of its own; without it, this checkout")
+    """Adds TARGET and --key."""
+    told = "a commit or tag, checked in a folder of its own; a released folder; a file or folder that shipped; without it, this checkout"
+    parser.add_argument("target", nargs="?", metavar="REV_OR_PATH", help=told)
+    parser.add_argument("--key", type=Path, default=PUBLIC_KEY, metavar="FILE", help=f"the maker's public key ({PUBLIC_KEY})")
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints each thing that does not hold.
 
     Args:
-        args: `rev`.
+        args: `target`, `key`.
 
     Raises:
         UserError: something does not hold.
     """
-    with checkout(args.rev) as commit:
-        problems, held = problems_of(complete=args.rev is None)
+    path = Path(args.target) if args.target is not None else None
+    if path is not None and path.exists():
+        what = str(path)
+        checks = list((folder_checks if (path / ENVELOPE).is_file() else artefact_checks)(path, args.key))
+        problems, held = [check for check in checks if check], checks.count("")
+    else:
+        key = args.key.absolute()
+        with checkout(args.target) as what:
+            problems, held = problems_of(complete=args.target is None, key=key)
     for problem in problems:
         print(f"does not hold: {problem}")
     if problems:
-        raise UserError(f"{len(problems)} of {held + len(problems)} checks on {commit} do not hold; what they name is not what was made")
-    print(f"verified {commit}: {held} checks hold")
+        raise UserError(f"{len(problems)} of {held + len(problems)} checks on {what} do not hold; what they name is not what was made")
+    print(f"verified {what}: {held} checks hold")
 
 
 @contextlib.contextmanager
@@ -79,11 +91,12 @@ def checkout(rev: str | None) -> Iterator[str]:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], check=True)
 
 
-def problems_of(complete: bool) -> tuple[list[str], int]:
+def problems_of(complete: bool, key: Path = PUBLIC_KEY) -> tuple[list[str], int]:
     """Checks the current folder.
 
     Args:
         complete: whether inputs that git does not keep, such as data/sources, must be here too.
+        key: whose signature is believed.
 
     Returns:
         What does not hold, a sentence each, and how many checks did.
@@ -94,6 +107,7 @@ def problems_of(complete: bool) -> tuple[list[str], int]:
         return [f"{history.LOCK} is missing: nothing was made yet, run: make repro"], 0
     with Repo() as repo:
         checks = [*_git_checks(), *_pipeline_checks(repo, complete), *_base_checks(), *_package_checks(), *_provenance_checks()]
+        checks += release_checks(history.commit_of("HEAD"), key)
     return [check for check in checks if check], checks.count("")
 
 

@@ -1,0 +1,173 @@
+"""Releases that are signed: the statement holds in the repository and in a folder handed on, and each tampering is named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.cli import attested
+from stages.core import paths
+from stages.core.files import sha256_file
+
+ADAPTER = "models/adapter/adapter_model.safetensors"
+
+
+def luthier(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as the user does."""
+    return subprocess.run([sys.executable, "-m", "stages.cli.main", *arguments], cwd=root, capture_output=True, text=True, check=False)
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def root(reproduced: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace with a key, a signed release v1.0.0, and the release as a folder beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("attested")
+        patch.setenv("XDG_CONFIG_HOME", str(place / "config"))
+        copy = shutil.copytree(reproduced, place / "workspace", symlinks=True)
+        assert luthier(copy, "keygen").returncode == 0
+        git(copy, "add", "luthier.pub")
+        git(copy, "commit", "--quiet", "--message", "key")
+        for command in (["release", "v1.0.0"], ["attest", "../released"]):
+            done = luthier(copy, *command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield copy
+
+
+@pytest.fixture
+def intact(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The workspace, the current folder while the test runs, and put back after it."""
+    monkeypatch.chdir(root)
+    yield root
+    git(root, "reset", "--quiet", "--hard")
+    subprocess.run(["dvc", "checkout", "--quiet", "--force"], cwd=root, check=True)
+
+
+@pytest.fixture
+def released(root: Path, tmp_path: Path) -> Path:
+    """A copy of the folder handed on, to be tampered with."""
+    return shutil.copytree(root.parent / "released", tmp_path / "released")
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    """Changes one bit of a byte; a file that the cache shares is replaced."""
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_a_release_keeps_its_statement_beside_the_tag_and_it_names_what_it_was_made_from(intact: Path) -> None:
+    (kept,) = attested.kept()
+    assert (kept.tag, kept.commit) == ("adapter@v1.0.0", git(intact, "rev-parse", "HEAD"))
+    stated, problem = attested.unseal(kept.envelope, attested.read_public_key(Path("luthier.pub")), "it")
+    assert stated is not None
+    assert problem == ""
+    assert attested.subjects(stated)[ADAPTER] == sha256_file(Path(ADAPTER))
+    named = attested.dependencies(stated)
+    assert named["commit"]["digest"] == {"gitCommit": kept.commit}
+    assert named["dvc.lock"]["digest"] == {"sha256": sha256_file(Path("dvc.lock"))}
+    assert {"params.yaml", "requirements.lock", "data/split/train.parquet", "data/sources", "base", "base/model.safetensors"} <= set(named)
+    assert stated["predicate"]["buildDefinition"]["externalParameters"]["train"]["rank"] == 4
+    assert named["data/split/train.parquet"]["annotations"]["rows"] == 40
+    assert kept.envelope == (intact.parent / "released" / attested.ENVELOPE).read_text()
+
+
+def test_the_signed_release_holds_here_as_a_tag_and_as_a_folder(intact: Path) -> None:
+    for target in ([], ["adapter@v1.0.0"], ["../released"]):
+        done = luthier(intact, "verify", *target)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [ADAPTER, "reports/card/README.md", "reports/card/provenance.json", "models/export/merged/config.json"])
+def test_one_changed_byte_of_a_released_file_is_named(root: Path, released: Path, name: str) -> None:
+    flip(released / name)
+    done = luthier(root, "verify", str(released))
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith(f"does not hold: {released / name} is ")], done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["payload", "sig"])
+def test_one_changed_byte_of_statement_or_signature_is_named(root: Path, released: Path, part: str) -> None:
+    envelope = released / attested.ENVELOPE
+    text = envelope.read_text()
+    place = text.index(f'"{part}": "') + len(part) + 20
+    envelope.write_text(text[:place] + ("A" if text[place] != "A" else "B") + text[place + 1 :])
+    done = luthier(root, "verify", str(released))
+    assert done.returncode == 1
+    assert f"does not hold: {envelope}" in done.stdout
+
+
+def test_a_missing_file_an_added_file_and_another_key_are_named(root: Path, released: Path, tmp_path: Path) -> None:
+    (released / ADAPTER).unlink()
+    (released / "extra.bin").write_bytes(b"x")
+    done = luthier(root, "verify", str(released))
+    assert f"{ADAPTER} is missing" in done.stdout
+    assert "extra.bin is in no statement" in done.stdout
+    assert done.returncode == 1
+    public, private = tmp_path / "other.pub", tmp_path / "other.pem"
+    attested_signing = attested.read_public_key.__globals__
+    attested_signing["make_key"](private, public, None)
+    done = luthier(root, "verify", str(released), "--key", str(public))
+    assert "not by the key" in done.stdout
+    assert "nobody vouches" in luthier(root, "verify", str(released), "--key", "none.pub").stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dvc.lock", "adapter@v1.0.0: the statement says"),
+        ("requirements.lock", "of requirements.lock digest sha256"),
+        ("data/split/train.parquet", "of data/split/train.parquet digest sha256"),
+        (ADAPTER, f"of {ADAPTER}, and it is"),
+        ("reports/card/README.md", "of reports/card/README.md, and it is"),
+    ],
+)
+def test_one_changed_byte_in_the_repository_is_named_against_the_statement(intact: Path, name: str, told: str) -> None:
+    path = intact / name
+    if name == "dvc.lock":  # a bit of a digest, so that it is still YAML
+        text = path.read_text()
+        place = text.index("md5: ") + 5
+        path.write_text(text[:place] + ("0" if text[place] != "0" else "1") + text[place + 1 :])
+    else:
+        flip(path, 0.3)
+    done = luthier(intact, "verify")
+    assert done.returncode == 1
+    assert told in done.stdout, done.stdout + done.stderr
+
+
+def test_a_bare_file_is_vouched_for_by_a_release_and_an_altered_one_is_not(intact: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "found.safetensors"
+    shutil.copyfile(ADAPTER, bare)
+    assert luthier(intact, "verify", str(bare)).returncode == 0
+    assert luthier(intact, "verify", "models/adapter").returncode == 0
+    flip(bare)
+    done = luthier(intact, "verify", str(bare))
+    assert done.returncode == 1
+    assert f"{bare} ({sha256_file(bare)}) is not in any of 1 signed statements" in done.stdout
+
+
+def test_who_has_only_the_folder_and_the_public_key_can_check_it(
+    root: Path, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(root / "luthier.pub", tmp_path / "maker.pub")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    assert luthier(tmp_path, "verify", "released", "--key", "maker.pub").returncode == 0
+    flip(released / paths.CARD)
+    assert luthier(tmp_path, "verify", "released", "--key", "maker.pub").returncode == 1
+
+
+def test_without_a_key_nothing_is_signed_and_the_user_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    done = luthier(root, "attest", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "make one: luthier keygen" in done.stderr
+    assert json.loads(json.dumps(sorted(tmp_path.iterdir(), key=str), default=str)) == []
