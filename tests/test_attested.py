@@ -1,6 +1,5 @@
 """Releases that are signed: the statement holds in the repository and in a folder handed on, and each tampering is named."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.cli import attested
-from stages.core import paths
+from stages.cli import attested, signing
 from stages.core.files import sha256_file
 
 ADAPTER = "models/adapter/adapter_model.safetensors"
@@ -56,6 +54,11 @@ def released(root: Path, tmp_path: Path) -> Path:
     return shutil.copytree(root.parent / "released", tmp_path / "released")
 
 
+def wrong(folder: Path, key: Path) -> list[str]:
+    """What does not hold of a released folder."""
+    return [check for check in attested.folder_checks(folder, key) if check]
+
+
 def flip(path: Path, place: float = 0.5) -> None:
     """Changes one bit of a byte; a file that the cache shares is replaced."""
     content = bytearray(path.read_bytes())
@@ -67,7 +70,7 @@ def flip(path: Path, place: float = 0.5) -> None:
 def test_a_release_keeps_its_statement_beside_the_tag_and_it_names_what_it_was_made_from(intact: Path) -> None:
     (kept,) = attested.kept()
     assert (kept.tag, kept.commit) == ("adapter@v1.0.0", git(intact, "rev-parse", "HEAD"))
-    stated, problem = attested.unseal(kept.envelope, attested.read_public_key(Path("luthier.pub")), "it")
+    stated, problem = signing.unseal(kept.envelope, signing.read_public_key(Path("luthier.pub")), "it")
     assert stated is not None
     assert problem == ""
     assert attested.subjects(stated)[ADAPTER] == sha256_file(Path(ADAPTER))
@@ -89,10 +92,15 @@ def test_the_signed_release_holds_here_as_a_tag_and_as_a_folder(intact: Path) ->
 @pytest.mark.parametrize("name", [ADAPTER, "reports/card/README.md", "reports/card/provenance.json", "models/export/merged/config.json"])
 def test_one_changed_byte_of_a_released_file_is_named(root: Path, released: Path, name: str) -> None:
     flip(released / name)
+    (said,) = wrong(released, root / "luthier.pub")
+    assert said.startswith(f"{released / name} is ")
+
+
+def test_verify_prints_what_is_wrong_of_a_folder_and_fails(root: Path, released: Path) -> None:
+    flip(released / ADAPTER)
     done = luthier(root, "verify", str(released))
     assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if line.startswith(f"does not hold: {released / name} is ")], done.stdout
-    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.startswith(f"does not hold: {released / ADAPTER} is ")
 
 
 @pytest.mark.parametrize("part", ["payload", "sig"])
@@ -101,23 +109,17 @@ def test_one_changed_byte_of_statement_or_signature_is_named(root: Path, release
     text = envelope.read_text()
     place = text.index(f'"{part}": "') + len(part) + 20
     envelope.write_text(text[:place] + ("A" if text[place] != "A" else "B") + text[place + 1 :])
-    done = luthier(root, "verify", str(released))
-    assert done.returncode == 1
-    assert f"does not hold: {envelope}" in done.stdout
+    assert wrong(released, root / "luthier.pub")[0].startswith(str(envelope))
 
 
 def test_a_missing_file_an_added_file_and_another_key_are_named(root: Path, released: Path, tmp_path: Path) -> None:
     (released / ADAPTER).unlink()
     (released / "extra.bin").write_bytes(b"x")
-    done = luthier(root, "verify", str(released))
-    assert f"{ADAPTER} is missing" in done.stdout
-    assert "extra.bin is in no statement" in done.stdout
-    assert done.returncode == 1
-    public, private = tmp_path / "other.pub", tmp_path / "other.pem"
-    attested_signing = attested.read_public_key.__globals__
-    attested_signing["make_key"](private, public, None)
-    done = luthier(root, "verify", str(released), "--key", str(public))
-    assert "not by the key" in done.stdout
+    said = wrong(released, root / "luthier.pub")
+    assert said[0].startswith(f"{released / ADAPTER} is missing")
+    assert said[1] == f"{released / 'extra.bin'} is in no statement"
+    signing.make_key(tmp_path / "other.pem", tmp_path / "other.pub", None)
+    assert "not by the key" in wrong(released, tmp_path / "other.pub")[0]
     assert "nobody vouches" in luthier(root, "verify", str(released), "--key", "none.pub").stderr
 
 
@@ -139,20 +141,19 @@ def test_one_changed_byte_in_the_repository_is_named_against_the_statement(intac
         path.write_text(text[:place] + ("0" if text[place] != "0" else "1") + text[place + 1 :])
     else:
         flip(path, 0.3)
-    done = luthier(intact, "verify")
-    assert done.returncode == 1
-    assert told in done.stdout, done.stdout + done.stderr
+    checks = attested.release_checks(git(intact, "rev-parse", "HEAD"), Path("luthier.pub"))
+    (said,) = [check for check in checks if check and "row_set_sha256" not in check and " rows" not in check]
+    assert told in said
 
 
 def test_a_bare_file_is_vouched_for_by_a_release_and_an_altered_one_is_not(intact: Path, tmp_path: Path) -> None:
     bare = tmp_path / "found.safetensors"
     shutil.copyfile(ADAPTER, bare)
     assert luthier(intact, "verify", str(bare)).returncode == 0
-    assert luthier(intact, "verify", "models/adapter").returncode == 0
+    assert set(attested.artefact_checks(Path("models/adapter"), Path("luthier.pub"))) == {""}
     flip(bare)
-    done = luthier(intact, "verify", str(bare))
-    assert done.returncode == 1
-    assert f"{bare} ({sha256_file(bare)}) is not in any of 1 signed statements" in done.stdout
+    (said,) = attested.artefact_checks(bare, Path("luthier.pub"))
+    assert said == f"{bare} ({sha256_file(bare)}) is not in any of 1 signed statements"
 
 
 def test_who_has_only_the_folder_and_the_public_key_can_check_it(
@@ -161,8 +162,6 @@ def test_who_has_only_the_folder_and_the_public_key_can_check_it(
     shutil.copyfile(root / "luthier.pub", tmp_path / "maker.pub")
     monkeypatch.setenv("PYTHONPATH", str(root))
     assert luthier(tmp_path, "verify", "released", "--key", "maker.pub").returncode == 0
-    flip(released / paths.CARD)
-    assert luthier(tmp_path, "verify", "released", "--key", "maker.pub").returncode == 1
 
 
 def test_without_a_key_nothing_is_signed_and_the_user_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +169,4 @@ def test_without_a_key_nothing_is_signed_and_the_user_is_told(root: Path, tmp_pa
     done = luthier(root, "attest", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "make one: luthier keygen" in done.stderr
-    assert json.loads(json.dumps(sorted(tmp_path.iterdir(), key=str), default=str)) == []
+    assert list(tmp_path.iterdir()) == []
