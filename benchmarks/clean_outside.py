@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from stages.clean.findings import separate
 from stages.clean.personal_data import find_personal_data
+from stages.core.redaction import separate
 
 VALUES = 200  # of each provider
 CARRIERS = ("Please contact {} before Friday.", "Details: {}.", "| Jo | {} | yes |", '"contact": "{}"', "{}")

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from stages.clean.cleaning import DETECTORS
-from stages.clean.rules import contents
 from stages.core.records import Row, iter_rows
+from stages.core.row_texts import contents
 
 ROWS = 20_000
 

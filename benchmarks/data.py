@@ -25,7 +25,7 @@ from stages.core.provenance import git_commit, machine
 
 RESULTS = ROOT / "benchmarks/results/data.json"
 DOCS = ROOT / "docs/scale.md"
-STAGES = ("fetch_data", "clean", "dedupe", "label_check", "suspicion", "split")
+STAGES = ("fetch_data", "clean", "local_models", "dedupe", "label_check", "suspicion", "split")
 SEED = 17
 SECONDS_BETWEEN_SAMPLES = 0.25
 GIB = 2**30
@@ -106,7 +106,14 @@ def _resident_bytes(pid: int) -> int:
 
 def rows_in(stage: str, folder: Path, rows: int) -> int:
     """How many rows the stage is given."""
-    place = {"clean": "raw", "dedupe": "clean", "label_check": "dedupe", "suspicion": "label_check", "split": "suspicion"}.get(stage)
+    place = {
+        "clean": "raw",
+        "local_models": "clean",
+        "dedupe": "local_models",
+        "label_check": "dedupe",
+        "suspicion": "label_check",
+        "split": "suspicion",
+    }.get(stage)
     return rows if place is None else int(pq.read_metadata(folder / f"data/{place}/rows.parquet").num_rows)
 
 

@@ -82,7 +82,7 @@ def default_rows(folder: Path) -> Path:
     for path in (paths.SOURCES, paths.GENERAL):
         shutil.copytree(root / path, folder / path)
     shutil.copy(root / paths.DECISIONS, folder / paths.DECISIONS)
-    for stage in ("fetch_data", "clean", "dedupe", "label_check"):
+    for stage in ("fetch_data", "clean", "local_models", "dedupe", "label_check"):
         subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(root)})
     return folder / paths.LABEL_ROWS
 

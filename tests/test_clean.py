@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.clean.cleaning import SAMPLES, actions
-from stages.clean.findings import Redactor, separate
 from stages.clean.personal_data import find_personal_data, is_card, is_iban
 from stages.clean.quality import repetition
 from stages.clean.secrets import find_secrets
@@ -23,6 +22,7 @@ from stages.core.errors import UserError
 from stages.core.files import canonical_json
 from stages.core.params import Clean, load_params
 from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rows
+from stages.core.redaction import Redactor, separate
 from tests.rows import chat, labelled, numbered, preference
 
 stage = import_module("stages.clean.__main__")

@@ -342,9 +342,10 @@ def test_rows_are_conserved_twice_drops_nothing_more_and_order_does_not_matter(
 
 def test_the_stage_writes_equal_bytes_and_every_row_has_its_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.CLEAN_ROWS.parent.mkdir(parents=True)
     rows, _ = planted(30, 3)
-    write_rows(paths.CLEAN_ROWS, rows)
+    paths.LOCAL_VECTORS.mkdir(parents=True)
+    write_rows(paths.LOCAL_ROWS, rows)
+    (paths.LOCAL_VECTORS / "models.json").write_text('{"embedding": null}')
     write_jsonl(paths.GENERAL / "lambada.jsonl", [{"id": "1", "task": "lambada", "context": rows[-1].text, "continuation": "end"}])
     outs = []
     for _ in range(2):

@@ -128,7 +128,16 @@ def test_a_changed_raw_row_reruns_the_data_stages_and_whatever_read_the_row(lab:
     learnt = pq.read_table(lab.root / "data/split/train.parquet").to_pylist()[0]["messages"][0]["content"]
     lab.edit("data/sources/rows.jsonl", learnt, learnt.replace(" ", " also ", 1))
     assert lab.stale() == {"fetch_data", "data/sources/rows.jsonl.dvc"}
-    assert ran(lab.run("dvc", "repro", "tokenize")) == ["fetch_data", "clean", "dedupe", "label_check", "suspicion", "split", "tokenize"]
+    assert ran(lab.run("dvc", "repro", "tokenize")) == [
+        "fetch_data",
+        "clean",
+        "local_models",
+        "dedupe",
+        "label_check",
+        "suspicion",
+        "split",
+        "tokenize",
+    ]
     assert lab.stale() >= {"train", "evaluate@base"}
     lab.run("git", "reset", "--quiet", "--hard")
     lab.run("dvc", "checkout", "--quiet", "--force")

@@ -14,6 +14,7 @@ from stages.core.errors import UserError
 from stages.core.params import load_params
 from stages.core.records import Row, count_rows, read_rows, write_rows
 from stages.dedupe.__main__ import main as dedupe
+from stages.local_models.__main__ import main as local_models
 from tests import tiny
 from tests.rows import chat, labelled, numbered
 
@@ -53,6 +54,7 @@ def test_the_kept_rows_are_those_of_the_stages(tasks: int, tmp_path: Path, monke
     write_rows(paths.RAW_ROWS, sample(700, 3))
     pq.write_table(pq.read_table(paths.RAW_ROWS), paths.RAW_ROWS, row_group_size=40)
     clean(params)
+    local_models(params)
     dedupe(params)
     done = run(tmp_path, tmp_path / "many", params, tasks, executor_of("local", {"workers": 2}))
     assert done == {"rows": 700, "kept": count_rows(paths.DEDUPE_ROWS), "rejected": 700 - count_rows(paths.DEDUPE_ROWS)}

@@ -19,6 +19,9 @@ RULES = {  # rule names of the stages that a reader would not guess
     "contamination": "contain an evaluation item",
     "exact_duplicate": "exact duplicates",
     "near_duplicate": "near-duplicates",
+    "semantic_duplicate": "the same in other words",
+    "paraphrase": "an evaluation item in other words",
+    "entities": "hold an entity of a kind to drop (local_models.entities)",
     "control_token": "contain a control token of the chat template",
     "suspect_label": "label probably wrong",
     "decision": "dropped by a person's decision",
@@ -79,6 +82,7 @@ def funnel(reports: Mapping[str, Report]) -> list[Step]:
     return [
         Step("fetch_data", "Taken", fetched["rows_read"], fetched["rows_kept"], _rules(fetched["rejected"])),
         _step("clean", "Cleaned", cleaned, _repairs(cleaned)),
+        *_by_models(reports["local_models"]),
         _step("dedupe", "Duplicates removed", reports["dedupe"], None),
         _step("label_check", "Labels checked", reports["label_check"], None),
         _step("suspicion", "Checked for poisoning", reports["suspicion"], None),
@@ -96,6 +100,14 @@ def funnel(reports: Mapping[str, Report]) -> list[Step]:
 
 def _step(stage: str, name: str, report: Report, note: str | None) -> Step:
     return Step(stage, name, report["rows_in"], report["rows_out"], _rules(report["rejected"]), note)
+
+
+def _by_models(report: Report) -> list[Step]:
+    """What the user's own models did with the rows; nothing where there is none."""
+    if report["entities"] is None:
+        return []
+    found = [f"{count(its['rows'])} rows: {kind} {its['action']}" for kind, its in sorted(report["entities"]["kinds"].items())]
+    return [_step("local_models", "Read by a local model", report, "; ".join(found))]
 
 
 def _rules(rejected: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

@@ -13,6 +13,7 @@ from stages.core import paths
 REJECTED = {
     "fetch_data": paths.RAW_REJECTED,
     "clean": paths.CLEAN_REJECTED,
+    "local_models": paths.LOCAL_REJECTED,
     "dedupe": paths.DEDUPE_REJECTED,
     "label_check": paths.LABEL_REJECTED,
     "suspicion": paths.SUSPICION_REJECTED,

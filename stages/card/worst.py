@@ -72,7 +72,12 @@ def _rules(report: Report) -> Iterable[Kind]:
 
 def _duplicates(report: Report) -> Iterable[Kind]:
     """The least alike duplicates, each with the row that was kept, and rows with an evaluation item in them."""
-    for rule, title in (("near_duplicate", "Near-duplicates, the least alike first"), ("exact_duplicate", "Exact duplicates")):
+    titles = {
+        "semantic_duplicate": "The same in other words, the least alike first",
+        "near_duplicate": "Near-duplicates, the least alike first",
+        "exact_duplicate": "Exact duplicates",
+    }
+    for rule, title in titles.items():
         rows = [(row["id"], _alike(row), row["kept_text"], row["text"]) for row in report["examples"].get(rule, [])]
         yield from _kind(
             title, f"{count(report['rejected'].get(rule, 0))} rows rejected", ("Row", "Alike", "Kept instead", "Rejected"), rows
@@ -82,9 +87,15 @@ def _duplicates(report: Report) -> Iterable[Kind]:
     ]
     note = f"{count(report['rejected'].get('contamination', 0))} rows rejected"
     yield from _kind("Rows that contain an evaluation item", note, ("Row", "Item", "Words in a row", "Text"), rows)
+    near = report["examples"].get("paraphrase", [])
+    rows = [(row["id"], f"{row['task']} {row['item']}", number(row["cosine"]), row["text"]) for row in near]
+    note = f"the least alike first; {count(report['rejected'].get('paraphrase', 0))} rows rejected (dedupe.paraphrase_threshold)"
+    yield from _kind("Rows that say an evaluation item in other words", note, ("Row", "Item", "Cosine", "Text"), rows)
 
 
 def _alike(row: Mapping[str, Any]) -> str:
+    if "cosine" in row:
+        return f"cosine {number(row['cosine'])}"
     return percent(row["jaccard"]) if "jaccard" in row else "equal"
 
 

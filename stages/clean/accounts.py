@@ -6,7 +6,7 @@ In: a text. Out: findings by place and kind `account` (the handle alone, the sit
 import hashlib
 import re
 
-from stages.clean.findings import Finding
+from stages.core.redaction import Finding
 
 _NO_PERSON = (  # pages of the sites themselves that have the place of a handle
     "about|account|ads|api|apps?|blog|business|careers|company|contact|dialog|discover|docs|download|events?|explore|faq|features|feed|groups?"

@@ -4,17 +4,17 @@ In: rows and the section `clean`. Out: the kept rows, the rejected ones with rul
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
-from stages.clean.findings import Detector, Finding, Redactor, separate
 from stages.clean.personal_data import find_personal_data
-from stages.clean.rules import Judgement, contents, judge
+from stages.clean.rules import Judgement, judge
 from stages.clean.secrets import find_secrets
 from stages.clean.tally import Batch, Tally, extremes
 from stages.clean.unicode import repair
 from stages.core.params import Clean
 from stages.core.records import Rejected, Row
+from stages.core.redaction import Detector, Finding, Redactor, separate
+from stages.core.row_texts import contents, with_texts
 
 DETECTORS: dict[str, Detector] = {"secrets": find_secrets, "personal_data": find_personal_data}
 SAMPLES = 5  # of repairs in the report
@@ -53,7 +53,7 @@ def clean_batch(rows: list[Row], params: Clean) -> Batch:
 def repair_row(raw: Row) -> tuple[Row, list[str]]:
     """A row with its encoding mended, and the names of the repairs that it needed."""
     steps: Counter[str] = Counter()
-    return _with_texts(raw, lambda text: repair(text, steps)), sorted(steps)
+    return with_texts(raw, lambda text: repair(text, steps)), sorted(steps)
 
 
 def clean_row(row: Row, found: Mapping[str, list[list[Finding]]], params: Clean) -> tuple[Row, Judgement]:
@@ -98,21 +98,13 @@ def redacted(row: Row, detect: Detector) -> Row:
     if not any(map(detect, contents(row))):
         return row
     redactor = Redactor(detect, contents(row))
-    while (changed := _with_texts(_with_texts(row, redactor), repair)) != row:
+    while (changed := with_texts(with_texts(row, redactor), repair)) != row:
         row = changed
     return row
 
 
 def _find_all(text: str) -> list[Finding]:
     return [finding for detector in DETECTORS.values() for finding in detector(text)]
-
-
-def _with_texts(row: Row, change: Callable[[str], str]) -> Row:
-    """The row with every text changed but its label's."""
-    if row.label is None or row.messages[-1]["role"] != "assistant":
-        return row.mapped(change)
-    changed = replace(row, messages=row.messages[:-1]).mapped(change)
-    return replace(changed, messages=(*changed.messages, row.messages[-1]))
 
 
 def _sample(row: Row, steps: list[str]) -> dict[str, object] | None:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from stages.clean.findings import Detector, separate
 from stages.clean.planted import Planted, planted_set
+from stages.core.redaction import Detector, separate
 
 MIN_RECALL = 0.98
 MIN_PRECISION = 0.95

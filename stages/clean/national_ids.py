@@ -8,7 +8,7 @@ import re
 import string
 from collections.abc import Callable
 
-from stages.clean.findings import Finding
+from stages.core.redaction import Finding
 
 
 def _after(words: str, value: str) -> re.Pattern[str]:

@@ -9,8 +9,8 @@ import ipaddress
 import re
 
 from stages.clean.accounts import find_accounts
-from stages.clean.findings import Finding
 from stages.clean.national_ids import find_national_ids
+from stages.core.redaction import Finding
 
 _EMAIL = re.compile(
     r"(?<![\wÀ-ɏ.+%-])[A-Za-z0-9À-ɏ](?:[\wÀ-ɏ.+%-]{0,62}[\wÀ-ɏ+%-])?@(?P<host>(?:[A-Za-z0-9À-ɏ][A-Za-z0-9À-ɏ-]{0,62}\.)+[A-Za-z]{2,24})(?![\w-])",

@@ -12,6 +12,7 @@ from stages.clean import quality
 from stages.clean.language import foreign
 from stages.core.params import Clean
 from stages.core.records import Row
+from stages.core.row_texts import contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +94,6 @@ class Judgement:
     measures: dict[str, float]
     rule: str | None
     evidence: dict[str, Any]
-
-
-def contents(row: Row) -> list[str]:
-    """The texts of a row that a stage may change or judge: every message's, but not the label of a labelled row."""
-    messages = row.messages[:-1] if row.label is not None and row.messages[-1]["role"] == "assistant" else row.messages
-    return [message["content"] for message in (*messages, *(row.chosen or ()), *(row.rejected or ()))]
 
 
 def fields_of(row: Row) -> Fields:

@@ -7,8 +7,8 @@ import math
 import re
 from collections import Counter
 
-from stages.clean.findings import Finding
 from stages.clean.tokens import find_tokens
+from stages.core.redaction import Finding
 
 _PRIVATE_KEYS = (
     re.compile(  # a header alone is documentation; a key has a body

@@ -6,7 +6,7 @@ secrets.py.
 
 import re
 
-from stages.clean.findings import Finding
+from stages.core.redaction import Finding
 
 # kind, a literal without which the shape is not tried, and the shape; UUID stands for one; word characters before or after end it
 _TABLE = r"""

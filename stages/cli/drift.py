@@ -26,6 +26,7 @@ from stages.core.records import iter_rows
 REPORTS = {
     "fetch_data": paths.FETCH_DATA_REPORT,
     "clean": paths.CLEAN_REPORT,
+    "local_models": paths.LOCAL_REPORT,
     "dedupe": paths.DEDUPE_REPORT,
     "label_check": paths.LABEL_REPORT,
     "suspicion": paths.SUSPICION_REPORT,

@@ -143,8 +143,10 @@ def run(root: Path, folder: Path, params: Params, tasks: int, executor: Callable
         How many rows came in, were kept, and were rejected.
 
     Raises:
-        UserError: `folder` holds the results of other rows or params.
+        UserError: `folder` holds the results of other rows or params, or a local model is asked for.
     """
+    if params.local_models.entities is not None or params.local_models.embedding is not None:
+        raise UserError("local_models are run by the local path alone (dvc repro); set both to null for many_rows")
     digests = [sha256_file(root / paths.RAW_ROWS), sha256_path(root / paths.GENERAL)]
     known = [*digests, params.clean.model_dump(), params.dedupe.model_dump(), params.seed, tasks]
     key = hashlib.sha256(canonical_json(known).encode()).hexdigest()

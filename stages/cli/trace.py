@@ -19,6 +19,7 @@ SHOWN_CHARACTERS = 240
 STEPS: list[tuple[str, dict[str, Path], Path]] = [
     ("fetch_data", {"kept": paths.RAW_ROWS}, paths.RAW_REJECTED),
     ("clean", {"kept": paths.CLEAN_ROWS}, paths.CLEAN_REJECTED),
+    ("local_models", {"kept": paths.LOCAL_ROWS}, paths.LOCAL_REJECTED),
     ("dedupe", {"kept": paths.DEDUPE_ROWS}, paths.DEDUPE_REJECTED),
     ("label_check", {"kept": paths.LABEL_ROWS}, paths.LABEL_REJECTED),
     ("suspicion", {"kept": paths.SUSPICION_ROWS}, paths.SUSPICION_REJECTED),

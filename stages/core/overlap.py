@@ -94,13 +94,26 @@ class Sieve:
 
 
 def evaluation_items(folder: Path) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """The items of the general suite as words; see `evaluation_texts`.
+
+    Args:
+        folder: with a TASK.jsonl each.
+
+    Yields:
+        Task, item id and the words of its texts.
+    """
+    for task, number, texts in evaluation_texts(folder):
+        yield task, number, list(map(words, texts))
+
+
+def evaluation_texts(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
     """The items of the general suite.
 
     Args:
         folder: with a TASK.jsonl each.
 
     Yields:
-        Task, item id and the words of its texts: the context alone, and with each choice or the continuation; in order of file and line.
+        Task, item id and its texts: the context alone, and with each choice or the continuation; in order of file and line.
 
     Raises:
         UserError: a line is no item.
@@ -113,7 +126,7 @@ def evaluation_items(folder: Path) -> Iterator[tuple[str, str, list[list[str]]]]
             except (ValueError, KeyError, TypeError):
                 remedy = "make it again: dvc repro -f -s fetch_general"
                 raise UserError(f"{path}, line {line} is no item with id, task, context and choices or continuation; {remedy}") from None
-            yield task, number, list(map(words, texts))
+            yield task, number, texts
 
 
 def _texts(item: dict[str, Any]) -> list[str]:

@@ -168,11 +168,43 @@ class Clean(Section):
         return self
 
 
+class Entities(Section):
+    folder: Name
+    sha256: Sha256 | None
+    labels: dict[Name, Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]*$")]]
+    actions: dict[Name, Action]
+    min_score: Share
+
+    @model_validator(mode="after")
+    def _actions_are_of_kinds(self) -> "Entities":
+        if not self.labels:
+            raise ValueError("local_models.entities.labels is empty; map the model's labels to kinds, e.g. {PER: name, LOC: address}")
+        if "default" not in self.actions:
+            raise ValueError("local_models.entities.actions has no default; add it (drop, redact or keep)")
+        if unknown := sorted(set(self.actions) - {"default", *self.labels.values()}):
+            kinds = ", ".join(sorted(set(self.labels.values())))
+            raise ValueError(f"local_models.entities.actions names {unknown[0]}, which is no kind of its labels ({kinds})")
+        return self
+
+
+class Embedding(Section):
+    folder: Name
+    sha256: Sha256 | None
+    pooling: Literal["mean", "cls"]
+
+
+class LocalModels(Section):
+    entities: Entities | None
+    embedding: Embedding | None
+
+
 class Dedupe(Section):
     near_threshold: Annotated[float, Field(gt=0, le=1)]
     shingle_words: Positive
     keep_near_duplicates: bool
     eval_ngram: Annotated[int, Field(ge=5)]
+    semantic_threshold: Annotated[float, Field(gt=0, le=1)] | None
+    paraphrase_threshold: Annotated[float, Field(gt=0, le=1)] | None
 
 
 class LabelCheck(Section):
@@ -235,6 +267,7 @@ class Params(Section):
     data: Data
     general: General
     clean: Clean
+    local_models: LocalModels
     dedupe: Dedupe
     label_check: LabelCheck
     suspicion: Suspicion

@@ -1,7 +1,7 @@
-"""Dedupe: rejects rows that contain an evaluation item, exact duplicates and near-duplicates, and gives every row its cluster.
+"""Dedupe: rejects rows that hold an evaluation item, exact, near and semantic duplicates, and gives every row its cluster.
 
-In: data/clean/rows.parquet, data/general. Out: data/dedupe/rows.parquet with `cluster` filled, the rejected rows with rule and evidence,
-reports/dedupe.json. The same prompt with another answer is a conflict: reported, never dropped.
+In: data/local_models/rows.parquet and vectors, data/general. Out: data/dedupe/rows.parquet with `cluster` filled, the rejected rows with
+rule and evidence, reports/dedupe.json. The same prompt with another answer is a conflict: reported, never dropped.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,26 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import outputs, write_report
 from stages.core.params import Dedupe, Params
-from stages.core.records import REJECTED_SCHEMA, Row, rows_of
+from stages.core.records import REJECTED_SCHEMA, Row, count_rows, rows_of
+from stages.core.row_texts import answer_text
 from stages.core.stage import run_stage
 from stages.core.tables import GroupWriter, read_groups, rejected_table, with_column
 from stages.dedupe.clusters import Buckets, Clusters, Pool, conflict_groups, find_clusters, shared_prompts
 from stages.dedupe.contamination import Contamination, evaluation_index
 from stages.dedupe.facts import read_facts, read_sets
-from stages.dedupe.texts import answer_text
+from stages.dedupe.semantic import Paraphrase, Vectors, find_semantic, paraphrases, read_vectors
 
 EXAMPLES = 5  # of a rule in the report
 CONFLICTS = 20  # groups in the report
 EXCERPT_CHARACTERS = 160
-KEPT, CONTAMINATED, EXACT, NEAR = range(4)
-RULES = {CONTAMINATED: "contamination", EXACT: "exact_duplicate", NEAR: "near_duplicate"}
+KEPT, CONTAMINATED, PARAPHRASE, EXACT, NEAR, SEMANTIC = range(6)
+RULES = {
+    CONTAMINATED: "contamination",
+    PARAPHRASE: "paraphrase",
+    EXACT: "exact_duplicate",
+    NEAR: "near_duplicate",
+    SEMANTIC: "semantic_duplicate",
+}
 
 
 @dataclass
@@ -42,10 +49,11 @@ class Verdicts:
         rank: [rows] int64, the place of each row of the file.
         rule: [rows] int8, KEPT or the rule that rejects it.
         kept: [rows] int64, of a duplicate the row that is kept for it.
-        equal: [rows] int64, of an exact duplicate the row that it is equal to.
-        similarity: [rows] float64, of a near-duplicate.
+        met: [rows] int64, of a duplicate the row that it is equal or like to, which may repeat another row itself.
+        similarity: [rows] float64, of a near-duplicate Jaccard's, of a semantic one the cosine.
         cluster: [rows] int64, the cluster's smallest row.
         contaminated: the evaluation item that a row contains.
+        paraphrased: the evaluation item that a row says in other words.
         conflicts: groups of kept rows with like prompts and unlike answers.
         shared_prompts: prompts that too many rows have to tell of likeness.
         compared: pairs whose similarity was computed.
@@ -55,10 +63,11 @@ class Verdicts:
     rank: npt.NDArray[np.int64]
     rule: npt.NDArray[np.int8]
     kept: npt.NDArray[np.int64]
-    equal: npt.NDArray[np.int64]
+    met: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
     cluster: npt.NDArray[np.int64]
     contaminated: dict[int, Contamination]
+    paraphrased: dict[int, Paraphrase]
     conflicts: list[list[int]]
     shared_prompts: int
     compared: int
@@ -73,21 +82,28 @@ class Verdicts:
         if self.rule[row] == CONTAMINATED:
             match = self.contaminated[row]
             return {"task": match.task, "item": match.item, "words": match.words}
-        if self.rule[row] == NEAR:
-            return {"kept": self.id(self.kept[row]), "jaccard": round(float(self.similarity[row]), 4)}
-        if self.kept[row] != self.equal[row]:  # the original itself repeats another row
-            return {"kept": self.id(self.kept[row]), "equal_to": self.id(self.equal[row])}
-        return {"kept": self.id(self.kept[row])}
+        if self.rule[row] == PARAPHRASE:
+            near = self.paraphrased[row]
+            return {"task": near.task, "item": near.item, "cosine": near.cosine}
+        told: dict[str, Any] = {"kept": self.id(self.kept[row])}
+        if self.rule[row] != EXACT:
+            told["jaccard" if self.rule[row] == NEAR else "cosine"] = round(float(self.similarity[row]), 4)
+        if self.kept[row] != self.met[row]:  # the original itself repeats another row
+            told["equal_to" if self.rule[row] == EXACT else "near_to"] = self.id(self.met[row])
+        return told
 
 
 def main(params: Params) -> None:
     """Runs the stage."""
     with outputs() as place:
-        report = dedupe(paths.CLEAN_ROWS, paths.GENERAL, params.dedupe, params.seed, place)
+        vectors = read_vectors(paths.LOCAL_VECTORS, count_rows(paths.LOCAL_ROWS))
+        report = dedupe(paths.LOCAL_ROWS, paths.GENERAL, params.dedupe, params.seed, place, vectors)
         write_report(place(paths.DEDUPE_REPORT), {}, report)
 
 
-def dedupe(source: Path, general: Path, params: Dedupe, seed: int, place: Callable[[Path], Path]) -> dict[str, Any]:
+def dedupe(
+    source: Path, general: Path, params: Dedupe, seed: int, place: Callable[[Path], Path], vectors: Vectors | None = None
+) -> dict[str, Any]:
     """Removes contaminated and repeated rows; the order stays, and doing it twice removes nothing more.
 
     Args:
@@ -96,11 +112,12 @@ def dedupe(source: Path, general: Path, params: Dedupe, seed: int, place: Callab
         params: the section `dedupe`.
         seed: of MinHash.
         place: from `files.outputs`; DEDUPE_ROWS and DEDUPE_REJECTED are written there.
+        vectors: of the rows, where an embedding model gave some.
 
     Returns:
         The report's details.
     """
-    found = judged(source, general, params, seed)
+    found = judged(source, general, params, seed, vectors)
     shown, examples = _examples(found)
     texts: dict[int, Row] = {}
     start = 0
@@ -122,7 +139,7 @@ def dedupe(source: Path, general: Path, params: Dedupe, seed: int, place: Callab
     return _report(found, texts, examples, evaluation_index(general.resolve(), params.eval_ngram).items)
 
 
-def judged(source: Path, general: Path, params: Dedupe, seed: int) -> Verdicts:
+def judged(source: Path, general: Path, params: Dedupe, seed: int, vectors: Vectors | None) -> Verdicts:
     """Decides what becomes of each row.
 
     Args:
@@ -130,6 +147,7 @@ def judged(source: Path, general: Path, params: Dedupe, seed: int) -> Verdicts:
         general: the folder of the evaluation items.
         params: the section `dedupe`.
         seed: of MinHash.
+        vectors: of the rows, where an embedding model gave some.
 
     Returns:
         The verdicts.
@@ -152,6 +170,11 @@ def judged(source: Path, general: Path, params: Dedupe, seed: int) -> Verdicts:
     kept = np.arange(len(order))
     contaminated = {int(rank[number]): match for number, match in facts.contaminated.items()}
     rule[list(contaminated)] = CONTAMINATED
+    paraphrased: dict[int, Paraphrase] = {}
+    if vectors is not None and params.paraphrase_threshold is not None:
+        near = paraphrases(vectors, params.paraphrase_threshold)
+        paraphrased = {int(rank[number]): its for number, its in near.items() if rule[rank[number]] == KEPT}
+        rule[list(paraphrased)] = PARAPHRASE
     left = np.flatnonzero(rule == KEPT)
     _, first, same = np.unique(facts.exact[order][left], return_index=True, return_inverse=True)
     kept[left] = left[first[same]]
@@ -172,11 +195,25 @@ def judged(source: Path, general: Path, params: Dedupe, seed: int) -> Verdicts:
     similarity = np.zeros(len(order))
     for row, (its, likeness) in found.repeats.items():
         rule[rows[row]], kept[rows[row]], similarity[rows[row]] = NEAR, rows[its], likeness
-    kept = kept[kept]  # an exact duplicate of a near-duplicate is of the row that is kept for that
+    if vectors is not None and params.semantic_threshold is not None:
+        stay = np.array([row for row in range(len(rows)) if row not in found.repeats], dtype=np.int64)
+        label = facts.label[chosen[stay]]
+        threshold, keep = params.semantic_threshold, params.keep_near_duplicates
+        semantic = find_semantic(vectors, chosen[stay], label, common[stay], threshold, seed, keep)
+        for one, other in semantic.joined:
+            found.union.join(int(stay[one]), int(stay[other]))
+        for row, (its, likeness) in semantic.repeats.items():
+            gone = rows[stay[row]]
+            rule[gone], kept[gone], similarity[gone] = SEMANTIC, rows[stay[its]], likeness
+        found.conflicts = [pair for pair in found.conflicts if not {rule[rows[pair[0]]], rule[rows[pair[1]]]} & {SEMANTIC}]
+    direct = kept
+    kept = kept[kept]  # an exact duplicate of a near-duplicate is of the row that is kept for that,
+    kept = kept[kept]  # and one of a near-duplicate of a semantic duplicate of the row that is kept for the last
     cluster = np.arange(len(order))
     cluster[rows] = rows[[found.union.find(row) for row in range(len(rows))]]
     cluster = cluster[equal]
-    return Verdicts(ids, rank, rule, kept, equal, similarity, cluster, contaminated, _conflicts(found, rows), prompts, found.compared)
+    conflicts = _conflicts(found, rows)
+    return Verdicts(ids, rank, rule, kept, direct, similarity, cluster, contaminated, paraphrased, conflicts, prompts, found.compared)
 
 
 def _pool(source: Path, numbers: npt.NDArray[np.int64], label: Any, common: npt.NDArray[np.bool_], params: Dedupe) -> Pool:
@@ -198,14 +235,16 @@ def _conflicts(found: Clusters, rows: npt.NDArray[np.int64]) -> list[list[int]]:
 def _examples(found: Verdicts) -> tuple[list[int], dict[int, list[int]]]:
     """The rows whose text the report shows, and those of each rule.
 
-    The least alike near-duplicates come first: those are the ones a threshold too low would drop wrongly.
+    The least alike come first: those are the ones a threshold too low would drop wrongly.
     """
     examples: dict[int, list[int]] = {}
     for rule in RULES:
         gone = np.flatnonzero(found.rule == rule)
         if rule == CONTAMINATED:
             gone = np.array(sorted(gone.tolist(), key=lambda row: (-found.contaminated[row].words, row)), dtype=np.int64)
-        elif rule == NEAR:
+        elif rule == PARAPHRASE:
+            gone = np.array(sorted(gone.tolist(), key=lambda row: (found.paraphrased[row].cosine, row)), dtype=np.int64)
+        elif rule in (NEAR, SEMANTIC):
             gone = gone[np.argsort(found.similarity[gone], kind="stable")]
         if len(gone):
             examples[rule] = gone[:EXAMPLES].tolist()
@@ -223,7 +262,7 @@ def _report(found: Verdicts, texts: dict[int, Row], examples: dict[int, list[int
     for rule, rows in examples.items():
         told[RULES[rule]] = [
             {"id": found.id(row), "text": _short(texts[row]), **found.evidence(row)}
-            | ({} if rule == CONTAMINATED else {"kept_text": _short(texts[int(found.kept[row])])})
+            | ({} if rule in (CONTAMINATED, PARAPHRASE) else {"kept_text": _short(texts[int(found.kept[row])])})
             for row in rows
         ]
     return {

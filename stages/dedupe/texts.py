@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from xxhash import xxh3_64_intdigest
 
 from stages.core.records import Row
+from stages.core.row_texts import answer_text, prompt_text
 from stages.core.words import found_words, words
 
 
@@ -59,16 +60,3 @@ def texts_of(row: Row) -> Texts:
     exact = xxh3_64_intdigest(json.dumps([key, last, row.label]).encode())
     prompt = prompt or words(prompt_text(row))
     return Texts(prompt, prompt if row.label is not None else whole, answer, held, exact, row.label is not None)
-
-
-def prompt_text(row: Row) -> str:
-    """What a row asks: its text without the system messages, unless there is nothing else."""
-    body = row.messages[:-1] if row.messages and row.messages[-1]["role"] == "assistant" else row.messages
-    return "\n".join(message["content"] for message in body if message["role"] != "system") or row.text
-
-
-def answer_text(row: Row) -> str:
-    """What a row teaches to answer: the label, the answer, or both answers of a preference row."""
-    if row.label is not None:
-        return row.label
-    return "\n\n".join([row.answer, *(message["content"] for message in row.rejected or ())])

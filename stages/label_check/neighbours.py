@@ -1,11 +1,11 @@
 """The nearest rows of each row, approximately, in time nearly linear in the rows. In: texts. Out: unit vectors and a graph of distances.
 
-Vectors are TF-IDF projected by a truncated SVD. The graph is searched in cells: rows are clustered, and a row is compared with those of
-its own and the nearest cells alone (an inverted file; Jégou et al. 2011). docs/labels.md has its measured recall.
+Vectors are TF-IDF projected by a truncated SVD; the graph is searched in cells. docs/labels.md has its measured recall.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from stages.core.cells import cells
 from stages.label_check.classifier import TOKEN
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 DIMENSIONS = 64
 FITTED_TEXTS = 20_000  # the most texts that vocabulary and projection are fitted to
 WORDS = 50_000
-EXACT_ROWS = 5_000  # up to so many, every row is compared with every other
-CELL_ROWS = 500
-PROBES = 8  # cells that are searched for a row, its own among them
 
 
 class Projection:
@@ -65,7 +62,7 @@ def graph(vectors: "npt.NDArray[np.float32]", neighbours: int, seed: int) -> "cs
     rows = len(vectors)
     indices = np.empty((rows, neighbours), dtype=np.int32)
     distances = np.empty((rows, neighbours), dtype=np.float32)
-    for members, candidates in _cells(vectors, neighbours, seed):
+    for members, candidates in cells(vectors, neighbours, seed):
         likeness = vectors[members] @ vectors[candidates].T
         likeness[members[:, None] == candidates[None, :]] = -2.0  # a row is no neighbour of its own
         best = np.argpartition(-likeness, neighbours - 1, axis=1)[:, :neighbours]
@@ -76,32 +73,3 @@ def graph(vectors: "npt.NDArray[np.float32]", neighbours: int, seed: int) -> "cs
         distances[members] = np.take_along_axis(found, order, axis=1)
     starts = np.arange(0, rows * neighbours + 1, neighbours)
     return csr_matrix((distances.ravel().astype(np.float64), indices.ravel(), starts), shape=(rows, rows))
-
-
-def _cells(vectors: "npt.NDArray[np.float32]", neighbours: int, seed: int) -> "list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]":
-    """Groups of rows, and for each the rows among which their neighbours are looked for."""
-    import numpy as np
-    from sklearn.cluster import MiniBatchKMeans
-
-    everything = np.arange(len(vectors))
-    if len(vectors) <= EXACT_ROWS:
-        return [(everything[start : start + CELL_ROWS], everything) for start in range(0, len(vectors), CELL_ROWS)]
-    means = MiniBatchKMeans(
-        len(vectors) // CELL_ROWS, random_state=seed, n_init=1, batch_size=4096, max_iter=20, init="random", reassignment_ratio=0.0
-    ).fit(vectors)
-    cell = means.predict(vectors)
-    centres = means.cluster_centers_
-    apart = (centres**2).sum(axis=1)[None, :] - 2.0 * centres @ centres.T
-    members = [everything[cell == number] for number in range(len(centres))]
-    found = []
-    for number, mine in enumerate(members):
-        near = np.argsort(apart[number], kind="stable")
-        taken = list(near[:PROBES])
-        for other in near[PROBES:]:  # cells may be small: there must be enough rows to choose from
-            if sum(len(members[place]) for place in taken) > neighbours:
-                break
-            taken.append(other)
-        candidates = np.sort(np.concatenate([members[place] for place in taken]))
-        # a large cell is worked off in pieces, so that its table of likenesses stays small
-        found += [(mine[start : start + CELL_ROWS], candidates) for start in range(0, len(mine), CELL_ROWS)]
-    return found

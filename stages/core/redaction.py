@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-_PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)_(\d+)>")
+PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)_(\d+)>")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,30 +37,42 @@ def separate(findings: Iterable[Finding]) -> list[Finding]:
     return chosen
 
 
-class Redactor:
-    """Placeholders of one row: numbered by kind in order of appearance, after the numbers that the row already holds."""
+class Placeholders:
+    """The placeholders of one row: numbered by kind in order of appearance, after the numbers that the row already holds."""
 
-    def __init__(self, detect: Detector, texts: Iterable[str]) -> None:
-        """Takes the detector and all texts of the row, whose own placeholders are counted on from."""
-        self._detect = detect
+    def __init__(self, texts: Iterable[str]) -> None:
+        """Takes all texts of the row, whose own placeholders are counted on from."""
         self._names: dict[tuple[str, str], str] = {}
         self._last: dict[str, int] = {}
         for text in texts:
-            for kind, number in _PLACEHOLDER.findall(text):
+            for kind, number in PLACEHOLDER.findall(text):
                 self._last[kind] = max(self._last.get(kind, 0), int(number))
 
-    def __call__(self, text: str) -> str:
-        """The text with a placeholder for each value; what only shows after a replacement is replaced too."""
-        while findings := separate(self._detect(text)):
-            pieces, end = [], 0
-            for finding in findings:
-                pieces += [text[end : finding.start], self._placeholder(finding.kind.upper(), text[finding.start : finding.end])]
-                end = finding.end
-            text = "".join([*pieces, text[end:]])
-        return text
+    def put(self, text: str, findings: Iterable[Finding]) -> str:
+        """The text with a placeholder for each finding, which lie apart and in order of place."""
+        pieces, end = [], 0
+        for finding in findings:
+            pieces += [text[end : finding.start], self._placeholder(finding.kind.upper(), text[finding.start : finding.end])]
+            end = finding.end
+        return "".join([*pieces, text[end:]])
 
     def _placeholder(self, kind: str, value: str) -> str:
         if (kind, value) not in self._names:
             self._last[kind] = self._last.get(kind, 0) + 1
             self._names[kind, value] = f"<{kind}_{self._last[kind]}>"
         return self._names[kind, value]
+
+
+class Redactor:
+    """Redacts the texts of one row, by a detector."""
+
+    def __init__(self, detect: Detector, texts: Iterable[str]) -> None:
+        """Takes the detector and all texts of the row."""
+        self._detect = detect
+        self._placeholders = Placeholders(texts)
+
+    def __call__(self, text: str) -> str:
+        """The text with a placeholder for each value; what only shows after a replacement is replaced too."""
+        while findings := separate(self._detect(text)):
+            text = self._placeholders.put(text, findings)
+        return text
