@@ -25,6 +25,9 @@ class EmbeddingModel:
         cut: texts so far that were longer than a window.
     """
 
+    dimensions: int
+    cut: int
+
     def __init__(self, params: "Embedding", device: str) -> None:
         """Loads it.
 
