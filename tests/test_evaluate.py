@@ -148,7 +148,7 @@ def scores(variant: str = "base") -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def test_the_base_is_asked_in_three_ways_and_an_evaluation_that_was_killed_goes_on_to_the_same_bytes(
+def test_the_base_is_asked_in_four_ways_and_an_evaluation_that_was_killed_goes_on_to_the_same_bytes(
     workspace: Path, tiny_base: Path
 ) -> None:
     test = labelled(9)
@@ -162,6 +162,8 @@ def test_the_base_is_asked_in_three_ways_and_an_evaluation_that_was_killed_goes_
         ("label_scores", "plain"): 9,
         ("label_scores", "label_list"): 9,
         ("label_scores", "few_shot"): 9,
+        ("domain", "retrieved"): 9,
+        ("label_scores", "retrieved"): 9,
         ("arc_easy", "raw"): 6,
         ("lambada", "raw"): 4,
     }

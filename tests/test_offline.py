@@ -28,6 +28,8 @@ sys.addaudithook(refuse)
 # what tells how the machine did: time, tokens a second, memory, and what quotes them
 MEASURED = {
     "reports/train_machine.json",
+    "reports/evaluate_base_machine.json",
+    "reports/evaluate_tuned_machine.json",
     "reports/curves/speed.csv",
     "reports/card/README.md",
     "reports/card/provenance.json",

@@ -183,6 +183,7 @@ def make_workspace(root: Path, base: Path, rows: int = 120) -> Path:
         evaluate__batch_size=8,
         evaluate__max_new_tokens=4,
         evaluate__few_shot=1,
+        evaluate__retrieved=2,
         export__check_prompts=4,
         compare__resamples=1000,
         runtime__save_every=2,

@@ -124,6 +124,7 @@ class Evaluate(Section):
     batch_size: Positive
     max_new_tokens: Positive
     few_shot: NotNegative
+    retrieved: NotNegative
     base_prompt: Name
 
     @model_validator(mode="after")

@@ -69,6 +69,7 @@ VALIDATION_CURVE = REPORTS / "curves/validation.csv"  # step, loss
 SPEED_CURVE = REPORTS / "curves/speed.csv"  # step, tokens_per_second, ceiling_share, memory_bytes, allocated_bytes
 EXPORT_REPORT = REPORTS / "export.json"
 EVALUATE_REPORT = {"base": REPORTS / "evaluate_base.json", "tuned": REPORTS / "evaluate_tuned.json"}
+EVALUATE_MACHINE = {"base": REPORTS / "evaluate_base_machine.json", "tuned": REPORTS / "evaluate_tuned_machine.json"}  # seconds
 ROW_LOSSES_REPORT = {"base": REPORTS / "row_losses_base.json", "tuned": REPORTS / "row_losses_tuned.json"}
 PROBE_REPORT = REPORTS / "probe.json"
 COMPARE_REPORT = REPORTS / "compare.json"

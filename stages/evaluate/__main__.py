@@ -1,7 +1,8 @@
 """Asks the base or the tuned model every test row and every item of the general suite, and keeps each item's score.
 
 In: the model, test rows, examples, general suite. Out: data/evaluation/VARIANT.parquet, one row an item and prompt, its settings in the
-schema's metadata, and reports/evaluate_VARIANT.json. Finished tasks stay in the work dir, so a killed evaluation goes on with the next.
+schema's metadata; reports/evaluate_VARIANT.json; the seconds in reports/evaluate_VARIANT_machine.json. Finished tasks stay in the work
+dir, so a killed evaluation goes on with the next.
 """
 
 import contextlib
@@ -95,6 +96,7 @@ def main(variant: str, params: Params) -> None:
                 place(paths.EVALUATION[variant]), table.sort_by([("task", "ascending"), ("prompt", "ascending"), ("item_id", "ascending")])
             )
             write_report(place(paths.EVALUATE_REPORT[variant]), {}, details(tasks, results, settings))
+            write_report(place(paths.EVALUATE_MACHINE[variant]), {}, {"device": device, "tasks": speeds(tasks, results)})
 
 
 def longest_input(manifest: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -119,21 +121,23 @@ def asked(
         folder: for the task's files.
 
     Returns:
-        `items`: item_id, score, answer, target each; `means`: every metric of the task.
+        `items`: a row of the outcome each; `means`: every metric of the task, and an answer's mean `prompt_tokens` and `new_tokens`;
+        `seconds`: of all answers.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     from stages.evaluate.engine import Engine
 
-    start = time.monotonic()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
     folder.mkdir(parents=True, exist_ok=True)
     write_task(task, folder)
     engine = Engine(model, tokenizer, batch_size, f"{stage} {task.key}", task.rendered)
+    start = time.monotonic()
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's and datasets' own bars
         chosen = TaskManager(include_path=str(folder), include_defaults=False).load([task.key])
         found = lm_eval.evaluate(engine, chosen, bootstrap_iters=0, log_samples=True)
+    seconds = time.monotonic() - start
     assert found is not None
     items = [item(task, sample) for sample in found["samples"][task.key]]
     means = {
@@ -143,8 +147,12 @@ def asked(
     }
     if task.metric == "bits_per_byte":
         means = {"bits_per_byte": sum(one["score"] for one in items) / len(items)}
-    sys.stderr.write(f"{stage}: {task.key}, {len(items)} items in {time.monotonic() - start:.0f} s\n")
-    return {"items": items, "means": means}
+    generates = task.config["output_type"] == "generate_until"
+    costs = [engine.tokens_of(sample["arguments"], sample["resps"][0][0] if generates else None) for sample in found["samples"][task.key]]
+    for name, counts in zip(("prompt_tokens", "new_tokens"), zip(*costs, strict=True), strict=True):
+        means[name] = sum(counts) / len(counts)
+    sys.stderr.write(f"{stage}: {task.key}, {len(items)} items in {seconds:.0f} s\n")
+    return {"items": items, "means": means, "seconds": seconds}
 
 
 def item(task: Task, sample: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +188,20 @@ def keep(path: Path, finished: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(finished, ensure_ascii=False), encoding="utf-8")
     os.replace(part, path)
+
+
+def speeds(tasks: list[Task], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """How long each way of asking took on this machine, which shares a prompt's beginning between items where it can."""
+    return [
+        {
+            "task": task.name,
+            "prompt": task.prompt,
+            "items": len(task.documents),
+            "seconds": results[task.key]["seconds"],
+            "seconds_per_item": results[task.key]["seconds"] / len(task.documents),
+        }
+        for task in tasks
+    ]
 
 
 def details(tasks: list[Task], results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:

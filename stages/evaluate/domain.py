@@ -1,7 +1,7 @@
 """The domain's test rows as tasks: the training prompt for every model, and for the base the label list and examples as well.
 
 In: test and training rows. Out: tasks. Each way of asking is answered twice: in the model's own words, and by its likeliest label. The
-base has not seen the labels, so it is asked in three ways and judged by its best.
+base has not seen the labels, so it is asked in four ways and judged by its best.
 """
 
 import random
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from stages.core.answers import normal
 from stages.core.errors import UserError
 from stages.core.params import Params
-from stages.core.prompts import ask, render_prompt
+from stages.core.prompts import ask, conversation, render_prompt
 from stages.core.records import Message, Row
+from stages.evaluate.retrieval import nearest_rows
 from stages.evaluate.tasks import Task, label_scores_task, label_task, loss_task
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def domain_tasks(
 
     Returns:
         Of rows without labels the `plain` task. Of labelled rows the generated answers and the label scores of each prompt: `plain`,
-        and for the base `label_list` and, unless evaluate.few_shot is 0, `few_shot`.
+        and for the base those of `base_questions`.
     """
     system, template, settings = params.prompt.system, params.prompt.template, params.evaluate
     if any(row.label is None for row in test):
@@ -67,7 +68,7 @@ def base_questions(
         room: tokens that a prompt may have.
 
     Returns:
-        `label_list`, and `few_shot` where an example was asked for and has room.
+        `label_list`, `few_shot` where an example was asked for and has room, and `retrieved` unless evaluate.retrieved is 0.
     """
     system, settings = params.prompt.system, params.evaluate
     listed = {row.id: ask(row.text, system, settings.base_prompt, labels) for row in test}
@@ -85,7 +86,37 @@ def base_questions(
         examples.pop()
     if examples:
         questions["few_shot"] = {key: shots(messages) for key, messages in listed.items()}
+    if settings.retrieved:
+        near = nearest_rows(test, train, settings.retrieved)
+        questions["retrieved"] = {
+            row.id: retrieved_question(row, near[row.id], params.prompt.system, params.prompt.template, tokenizer, room) for row in test
+        }
     return questions
+
+
+def retrieved_question(
+    row: Row, near: list[Row], system: str | None, template: str, tokenizer: "PreTrainedTokenizerBase", room: int
+) -> list[Message]:
+    """The training prompt with the nearest rows as earlier turns, the nearest last, the farthest left out where there is no room.
+
+    Args:
+        row: the row asked about.
+        near: its nearest labelled rows, the nearest first.
+        system: the system message, or None.
+        template: the user message, with `{text}`.
+        tokenizer: that counts the prompt's tokens.
+        room: tokens that the prompt may have.
+
+    Returns:
+        The messages.
+    """
+    *opening, question = ask(row.text, system, template)
+    for kept in range(len(near), -1, -1):
+        turns = [message for example in reversed(near[:kept]) for message in conversation(example, None, template)]
+        messages = [*opening, *turns, question]
+        if len(tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]) <= room:
+            break
+    return messages
 
 
 def answer_end(tokenizer: "PreTrainedTokenizerBase") -> str:

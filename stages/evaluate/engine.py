@@ -106,6 +106,7 @@ class Engine(HFLM):
         self.stage = stage
         self.rendered = rendered
         self.terminal = sys.stderr
+        self.written: dict[str, int] = {}  # tokens of the answer to each prompt, its end included
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} | set(tokenizer.all_special_ids)
         self.ends = {self.eot_token_id, *(special if rendered else ())}
         config = self.model.config
@@ -230,8 +231,26 @@ class Engine(HFLM):
         rests = [prompt[shared:] for prompt in prompts]
         for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) for rest in rests], int(self.batch_size))):
             for ids in self._continue(batch, copy.deepcopy(beginning), copy.deepcopy(cache), stops, limit):
+                self.written[requests[len(answers)].args[0]] = len(ids)
                 answers.append(postprocess_generated_text(self.tok_decode(ids), stops, None))
         return answers
+
+    def tokens_of(self, arguments: Sequence[tuple[Any, ...]], answer: str | None) -> tuple[int, int]:
+        """What one item costs: the tokens of its prompt, and the new ones, generated or scored, of all its choices together.
+
+        Args:
+            arguments: the item's requests, prompt and continuation or generation settings each.
+            answer: what was generated, or None.
+
+        Returns:
+            Both counts, of a prompt that nothing else shares.
+        """
+        prompt, second = arguments[0][:2]
+        if answer is not None:
+            room = self.max_length - int(second["max_gen_toks"])
+            return min(len(self.tok_encode(prompt)), room), self.written.get(prompt, len(self.tok_encode(answer)))
+        pairs = [self._encode_pair(context, continuation) for context, continuation, *_ in arguments]
+        return len(pairs[0][0]), sum(len(continuation) for _, continuation in pairs)
 
     def _continue(self, rests: list[Ids], pack: Pack, cache: DynamicCache, stops: list[str], limit: int) -> list[Ids]:
         """Greedy tokens after prompts of which `pack` and `cache` hold the common beginning."""

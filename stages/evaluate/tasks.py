@@ -29,7 +29,8 @@ class Task:
 
     Attributes:
         name: domain, label_scores, or the general task's name.
-        prompt: plain, label_list or few_shot for the domain and its label scores; raw for the general suite, which has no chat template.
+        prompt: plain, label_list, few_shot or retrieved for the domain and its label scores; raw, without a chat template, for the
+            general suite.
         metric: the per-item score, one of lm-eval's names or bits_per_byte.
         higher_is_better: the metric's direction.
         config: the task's YAML but for the data file.
