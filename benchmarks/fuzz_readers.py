@@ -167,7 +167,7 @@ def check(folder: Path, name: str, content: bytes) -> str:
         kept = rejected = 0
         about: list[dict[str, Any]] = []
         try:
-            for item in read_user_files(folder, Files(format="auto", columns={}, bad_rows="reject"), about):
+            for item in read_user_files(folder, Files(format="auto", columns={}, bad_rows="reject", licenses={}), about):
                 kept, rejected = (kept + 1, rejected) if isinstance(item, Row) else (kept, rejected + 1)
         except UserError as error:
             sentence = str(error)

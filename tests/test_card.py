@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from stages.card import __main__ as card
 from stages.card.report import TEMPLATES
@@ -222,12 +224,72 @@ def test_a_missing_or_mangled_report_is_told(finished: Path) -> None:
         made()
 
 
+def licensed(licence: str | None) -> None:
+    """Lets fetch_data's report state the licence of its only file."""
+    change(paths.FETCH_DATA_REPORT, lambda report: report["files"][0].update(license=licence))
+
+
 def test_data_that_forbids_commercial_use_cannot_ship_under_a_free_licence(finished: Path) -> None:
-    change(paths.FETCH_DATA_REPORT, lambda report: report.update(license="CC-BY-NC-4.0"))
-    with pytest.raises(UserError, match=r"card\.license is apache-2\.0, but the data is under CC-BY-NC-4\.0"):
+    licensed("CC-BY-NC-4.0")
+    said = r"card\.license is apache-2\.0, but the data data/sources/rows\.jsonl is under CC-BY-NC-4\.0, which forbids commercial use"
+    with pytest.raises(UserError, match=said):
         made()
     tiny.edit_params(finished, card__license="cc-by-nc-4.0")
-    assert "license: cc-by-nc-4.0" in made()
+    text = made()
+    assert "license: cc-by-nc-4.0" in text
+    assert "- The data data/sources/rows.jsonl is under CC-BY-NC-4.0, which forbids commercial use." in text
+    tiny.edit_params(finished, card__license="other")
+    assert "The model is under terms of its own (other), which nobody has compared with these." in made()
+
+
+def test_the_licence_of_a_hub_base_counts_too(finished: Path) -> None:
+    manifest = read_details_of_base()
+    paths.BASE.chmod(0o644)
+    paths.BASE.write_text(json.dumps(manifest | {"license": "cc-by-nd-4.0"}))
+    with pytest.raises(UserError, match=r"but the base base is under cc-by-nd-4\.0, which allows no derivative to be shared"):
+        made()
+
+
+def test_a_licence_that_is_unknown_or_not_stated_is_told(finished: Path) -> None:
+    assert "The data data/sources/rows.jsonl states no licence: ask its owner before you share the model." in made()
+    licensed("LicenseRef-ours")
+    assert "is under LicenseRef-ours, which is no licence of SPDX: read it before you share the model." in made()
+
+
+def test_the_metadata_survives_the_way_through_the_hub_s_model_index(finished: Path) -> None:
+    change(paths.COMPARE_REPORT, lively)
+    change(paths.TRAIN_MACHINE, lambda report: report.update(energy_joules=7.2e6))
+    data = ModelCard(made()).data
+    results = data.eval_results
+    name, again = model_index_to_eval_results(eval_results_to_model_index(data.model_name, results))
+    assert (name, again) == (load_params().card.name, results)
+    assert ModelCardData(**data.to_dict(), ignore_metadata_errors=False).to_dict() == data.to_dict()
+    assert data.to_dict()["co2_eq_emissions"]["emissions"] == 700
+    assert next(result for result in results if result.dataset_type == "hellaswag").dataset_revision == load_params().general.version
+
+
+def test_the_card_has_every_section_of_the_hub_s_template_that_is_not_optional(finished: Path) -> None:
+    template = (Path(huggingface_hub.__file__).parent / "templates/modelcard_template.md").read_text(encoding="utf-8")
+    optional = {"Testing Data", "Factors", "Metrics"}  # parts of one section, told together
+    wanted = {line.lstrip("# ") for line in template.splitlines() if re.match("##+ ", line) and "[optional]" not in line} - optional
+    found = {line.lstrip("# ") for line in made().splitlines() if re.match("##+ ", line)}
+    wanted -= {"Model Architecture and Objective", "Compute Infrastructure", "Hardware", "Software"}  # of the optional specifications
+    assert wanted - found == set()
+
+
+def test_the_weaknesses_are_those_of_the_reports(finished: Path) -> None:
+    def edit(report: dict[str, Any]) -> None:
+        lively(report)
+        shares = {"Commercial": 0.0, "Copyleft": 0.4375, "Permissive": 0.9375}
+        report["accuracy_by_label"] = [{"label": name, "items": 16, "base": 0.0, "tuned": share} for name, share in shares.items()]
+        report["tasks"][3] |= {"difference": -0.0813, "ci95": [-0.11, -0.02], "lost": 9}
+
+    change(paths.COMPARE_REPORT, edit)
+    text = made()
+    assert "- It is right least often on the labels Copyleft (43.8 % of 16 rows), Permissive (93.8 % of 16 rows)." in text
+    assert "- It was right on no test row of: Commercial (16)." in text
+    assert re.search(r"- On \S+ it changed by −8\.1 points, beyond chance: 9 questions lost", text)
+    assert "Where it is weak" in paths.HTML_REPORT.read_text(encoding="utf-8")
 
 
 def test_without_a_merge_the_card_says_that_the_adapter_ships(finished: Path) -> None:

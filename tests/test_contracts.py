@@ -64,7 +64,7 @@ def test_a_stage_reads_and_writes_exactly_the_paths_that_dvc_yaml_names(module: 
 
     def used(files: set[str]) -> list[set[str]]:
         names = {chain.split(".")[0] for file in files for chain in pipeline.chains(file, "paths")}
-        return [constants[name] for name in names if name in constants and name not in {"PARAMS", "VERSIONS", "PIPELINE", "LOCK"}]
+        return [constants[name] for name in names if name in constants and name not in {"PARAMS", "VERSIONS", "PIPELINE"}]
 
     assert [paths for paths in used(pipeline.own_files(module)) if not paths & declared] == [], "used, not declared"
     assert declared - set().union(*used(files_of(module))) == set(), "declared, not used"
@@ -72,9 +72,7 @@ def test_a_stage_reads_and_writes_exactly_the_paths_that_dvc_yaml_names(module: 
 
 def test_every_path_of_dvc_yaml_is_a_constant_and_every_constant_a_path_of_dvc_yaml() -> None:
     named = set().union(*(stage.data | stage.outs for stage in pipeline.stages()))
-    constants = {
-        name: paths for name, paths in pipeline.constants().items() if name not in {"PARAMS", "VERSIONS", "PIPELINE", "LOCK", "REPORTS"}
-    }
+    constants = {name: paths for name, paths in pipeline.constants().items() if name not in {"PARAMS", "VERSIONS", "PIPELINE", "REPORTS"}}
     assert named == set().union(*constants.values())
 
 

@@ -27,7 +27,7 @@ def read(folder: Path, format: str = "auto", **columns: str) -> list[Row]:
 
 
 def files(format: str = "auto", bad_rows: str = "stop", **columns: str) -> Files:
-    return Files.model_validate({"format": format, "columns": columns, "bad_rows": bad_rows})
+    return Files.model_validate({"format": format, "columns": columns, "bad_rows": bad_rows, "licenses": {}})
 
 
 def one(folder: Path, record: dict[str, Any], format: str = "auto") -> Row:

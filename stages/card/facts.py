@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.card import data_facts, flow, result_facts, run_facts, snippets, worst
+from stages.card import data_facts, flow, result_facts, rights, run_facts, snippets, worst
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
+from stages.card.weaknesses import weaknesses
 from stages.card.words import PROMPTS, count
 
 RARE_ROWS = 20  # of training, below which a label is named among the limits
@@ -42,6 +43,9 @@ class Facts:
 
     name: str
     intended_use: str
+    license: str
+    language: str
+    developed_by: str | None
     verdict: result_facts.Verdict
     metric: str
     better: str
@@ -60,8 +64,9 @@ class Facts:
     samples: list[Report]
     base: Report
     limits: list[str]
-    sources: list[dict[str, Any]]
-    data_license: str | None
+    sources: list[data_facts.Source]
+    rights: list[str]
+    weaknesses: list[str]
     attribution: str | None
     funnel: list[data_facts.Step]
     picture: flow.Picture
@@ -82,6 +87,8 @@ class Facts:
     settings: list[tuple[str, str]]
     export_words: list[str]
     machine: list[tuple[str, str]]
+    hardware: str
+    energy: list[tuple[str, str]]
     watched: list[tuple[str, str]]
     origin: list[tuple[str, str]]
     commit: str | None
@@ -96,12 +103,15 @@ def gather(sources: Sources) -> Facts:
     compare, split, fetched = reports["compare"], reports["split"], reports["fetch_data"]
     metric = result_facts.metric_of(compare)
     domain = result_facts.domain(compare)
-    steps = data_facts.funnel(reports)
+    steps, origins = data_facts.funnel(reports), data_facts.origin(fetched)
     labelled = split["labels"]["train"].keys() != {"(none)"}
     losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
     return Facts(
         name=sections["card"]["name"],
         intended_use=sections["card"]["intended_use"],
+        license=sections["card"]["license"],
+        language=sections["card"]["language"],
+        developed_by=sections["card"]["developed_by"],
         verdict=result_facts.verdict(compare),
         metric=metric.name,
         better="more is better" if metric.is_share else "less is better",
@@ -120,8 +130,9 @@ def gather(sources: Sources) -> Facts:
         samples=result_facts.samples(compare),
         base=sources.base,
         limits=_limits(reports, sections),
-        sources=data_facts.origin(fetched),
-        data_license=fetched["license"],
+        sources=origins,
+        rights=rights.words(sections["card"]["license"], rights.parts(sources.base, origins)),
+        weaknesses=weaknesses(compare),
         attribution=fetched["attribution"],
         funnel=steps,
         picture=flow.picture(sources.flow),
@@ -141,7 +152,9 @@ def gather(sources: Sources) -> Facts:
         last_loss=losses[-1],
         settings=run_facts.settings(sections),
         export_words=run_facts.export_words(reports["export"]),
-        machine=run_facts.machine(reports, sources.provenance["energy"]),
+        machine=run_facts.machine(reports),
+        hardware=run_facts.hardware(reports),
+        energy=run_facts.energy(sources.provenance["energy"]),
         watched=run_facts.watched(reports),
         origin=run_facts.origin(sources.provenance, reports),
         commit=sources.provenance["code"]["commit"],

@@ -1,6 +1,5 @@
 """The card's metadata as the Hugging Face hub reads it. In: facts and parameters. Out: the front matter and the whole card."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -9,7 +8,7 @@ from stages.card.facts import Facts, Sources
 from stages.card.report import markdown
 from stages.card.result_facts import eval_results
 from stages.card.words import TASKS
-from stages.core.errors import UserError
+from stages.core.files import rounded
 
 
 def card(facts: Facts, sources: Sources) -> str:
@@ -21,18 +20,26 @@ def metadata(facts: Facts, sources: Sources) -> ModelCardData:
     """What the hub shows and filters by."""
     sections, classified = sources.sections, bool(facts.labels)
     tasks = sources.reports["fetch_general"]["tasks"]
+    package = sources.reports["fetch_data"]["package"]
     results = [
         EvalResult(
             task_type="text-classification" if classified and found["task"] == "domain" else "text-generation",
             dataset_type=found["task"],
             dataset_name=TASKS.get(found["task"], ", ".join(source["name"] for source in facts.sources)),
+            dataset_revision=sections["general"]["version"] if found["task"] in tasks else package["version"] if package else None,
             dataset_split=tasks[found["task"]]["split"] if found["task"] in tasks else "test",
             metric_type=found["metric"],
             metric_value=found["value"],
         )
         for found in eval_results(sources.reports["compare"])
     ]
-    package = sources.reports["fetch_data"]["package"]
+    energy = sources.provenance["energy"]
+    more: dict[str, Any] = {}
+    if energy is not None:  # https://huggingface.co/docs/hub/model-cards-co2
+        source = f"measured energy at {energy['grid_grams_per_kilowatt_hour']} g CO2/kWh"
+        hardware = sources.reports["train_machine"]["gpu"] or sources.reports["train_machine"]["machine"]["processor"]
+        emitted = {"emissions": rounded(energy["co2_grams"]), "source": source, "training_type": "fine-tuning", "hardware_used": hardware}
+        more["co2_eq_emissions"] = emitted
     return ModelCardData(
         model_name=facts.name,
         base_model=sources.base["name"],
@@ -43,24 +50,5 @@ def metadata(facts: Facts, sources: Sources) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["lora", "luthier", *(["text-classification"] if classified else [])],
         eval_results=results,
+        **more,
     )
-
-
-def check_licences(licence: str, parts: Mapping[str, Any]) -> None:
-    """Refuses to give away freely what was made from parts that forbid commercial use.
-
-    Only that one contradiction is looked for: licences named -NC, against a card.license that is not.
-
-    Args:
-        licence: card.license.
-        parts: the licence of the base and of the data, by what they are of; None where none is stated.
-
-    Raises:
-        UserError: a part forbids commercial use and the card does not say so.
-    """
-    for name, part in parts.items():
-        if part is not None and "-nc" in part.lower() and "-nc" not in licence.lower():
-            raise UserError(
-                f"card.license is {licence}, but {name} is under {part}, which forbids commercial use; set card.license: {part.lower()} or "
-                f"train on another"
-            )

@@ -13,8 +13,10 @@ from stages.core import paths
 from stages.core.files import canonical_json, sha256_file
 from stages.core.params import Card
 from stages.core.provenance import git_commit, versions
+from stages.core.row_sets import row_set
 
 RESULTS = ["dvc.lock", "reports"]  # they differ from the commit whenever something was made anew
+ROWS = [paths.RAW_ROWS, paths.SPLIT_TRAIN, paths.SPLIT_VALIDATION, paths.SPLIT_TEST]
 JOULES_PER_KILOWATT_HOUR = 3.6e6
 PACKAGES = ["accelerate", "bitsandbytes", "cleanlab", "datasets", "dvc", "lm-eval", "peft", "scikit-learn", "torch", "transformers", "trl"]
 
@@ -32,7 +34,7 @@ def record(
         energy: what `energy_of` gives.
 
     Returns:
-        The record; `files` holds the sha256 of each file by its path.
+        The record; `files` holds the sha256 of each file by its path, `row_sets` number and digest of the rows of each table.
     """
     digests = {path.as_posix(): sha256_file(path) for path in sorted(_flat(files))}
     export = reports["export"]
@@ -46,6 +48,7 @@ def record(
         "training": reports["train_machine"],
         "energy": energy,
         "files": dict(sorted(digests.items())),
+        "row_sets": {path.as_posix(): dict(zip(("rows", "sha256"), row_set(path), strict=True)) for path in ROWS},
     }
 
 

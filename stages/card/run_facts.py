@@ -96,8 +96,8 @@ def training_note(reports: Mapping[str, Report]) -> str:
     )
 
 
-def machine(reports: Mapping[str, Report], energy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Processor, memory, time, energy of the training, and what the result takes on disk."""
+def machine(reports: Mapping[str, Report]) -> list[tuple[str, str]]:
+    """Processor, memory and time of the training, and what the result takes on disk."""
     found = reports["train_machine"]
     host = found["machine"]
     said = [("Processor", host["processor"]), ("Cores", count(host["cores"])), ("Memory", size(host["memory_bytes"]))]
@@ -108,7 +108,6 @@ def machine(reports: Mapping[str, Report], energy: Mapping[str, Any] | None) -> 
         ("Training speed", f"{number(found['tokens_per_second'])} tokens a second"),
         *_ceiling(found),
         ("Peak memory", size(found["peak_memory_bytes"])),
-        *_energy(energy),
         *_heat(found["sensors"]),
     ]
     if found["resumed_from"]:
@@ -116,7 +115,14 @@ def machine(reports: Mapping[str, Report], energy: Mapping[str, Any] | None) -> 
     return said + disk(reports["export"])
 
 
-def _energy(energy: Mapping[str, float] | None) -> list[tuple[str, str]]:
+def hardware(reports: Mapping[str, Report]) -> str:
+    """What trained it: the GPU, or the processor where there was none."""
+    found = reports["train_machine"]
+    return str(found["gpu"] or found["machine"]["processor"])
+
+
+def energy(energy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The training's energy, what the grid emitted for it, and what it cost."""
     if energy is None:
         return [("Energy and CO2", UNMEASURED)]
     grid = f"at {number(energy['grid_grams_per_kilowatt_hour'])} g/kWh"

@@ -14,7 +14,7 @@ from stages.cli import history
 from stages.core import paths
 from stages.core.files import sha256_file
 from stages.core.provenance import git_commit
-from stages.core.row_sets import row_set
+from stages.core.row_sets import row_set_facts
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -60,7 +60,7 @@ def _dependencies() -> Iterator[dict[str, Any]]:
     yield {"name": "commit", "digest": {"gitCommit": git_commit()["commit"]}}
     yield from (_file(path.as_posix(), path) for path in DEFINITION)
     for path in ROWS:
-        yield _file(path.as_posix(), path) | {"annotations": _rows(path)}
+        yield _file(path.as_posix(), path) | {"annotations": row_set_facts(path)}
     yield from (_file(path.as_posix(), path) for path in TABLES)
     fetched = history.read_lock(None).stages["fetch_data"]["deps"]
     yield from ({"name": dep["path"], "digest": {"md5": dep["md5"]}} for dep in fetched if dep["path"] == paths.SOURCES.as_posix())
@@ -72,15 +72,6 @@ def _dependencies() -> Iterator[dict[str, Any]]:
     base = json.loads(paths.BASE.read_text(encoding="utf-8"))
     yield _file("base", paths.BASE) | {"uri": base_uri(base)}
     yield from ({"name": f"base/{file['path']}", "digest": {"sha256": file["sha256"]}} for file in base["files"])
-
-
-def _rows(path: Path) -> dict[str, Any]:
-    """Number and digest of a table's rows; a broken table has none, which is a difference to every statement."""
-    try:
-        rows, digest = row_set(path)
-    except (OSError, ValueError):
-        return {"rows": None, "row_set_sha256": "unreadable"}
-    return {"rows": rows, "row_set_sha256": digest}
 
 
 def _file(name: str, path: Path) -> dict[str, Any]:

@@ -196,6 +196,10 @@ def _provenance_checks() -> Iterator[str]:
     """What the card's provenance says of digests is what lies here."""
     if not paths.PROVENANCE.is_file():
         return
-    for path, digest in json.loads(paths.PROVENANCE.read_text(encoding="utf-8"))["files"].items():
+    provenance = json.loads(paths.PROVENANCE.read_text(encoding="utf-8"))
+    for path, digest in provenance["files"].items():
         found = sha256_file(Path(path)) if Path(path).is_file() else "missing"
         yield "" if found == digest else f"{path} is {found}, {paths.PROVENANCE} has {digest}"
+    for path, stated in provenance.get("row_sets", {}).items():  # older cards have none
+        rows = row_set_facts(Path(path))
+        yield "" if rows == stated else f"the rows of {path} are {rows}, {paths.PROVENANCE} has {stated}"

@@ -68,6 +68,19 @@ class Files(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled", "preference"]
     columns: dict[Column, Name]
     bad_rows: Literal["stop", "reject"]
+    licenses: dict[Name, Name]
+
+    @model_validator(mode="after")
+    def _licenses_are_known(self) -> "Files":
+        from stages.core.licences import OWN_TERMS, is_known, nearest
+
+        for pattern, licence in self.licenses.items():
+            if not is_known(licence) and not OWN_TERMS.search(licence):
+                near = f"did you mean {found}?" if (found := nearest(licence)) else "expected an id of https://spdx.org/licenses"
+                raise ValueError(
+                    f"data.files.licenses: {licence} of {pattern} is no SPDX licence; {near} (LicenseRef-NAME for terms of your own)"
+                )
+        return self
 
 
 class Data(Section):
@@ -298,6 +311,21 @@ class Params(Section):
         if self.train.init in ("pissa", "olora") and self.numerics.quantization == "nf4":
             reason = f"train.init {self.train.init} changes the base's weights, which NF4 holds fixed"
             raise ValueError(f"{reason}; set numerics.quantization: none")
+        return self
+
+    @model_validator(mode="after")
+    def _licences_agree(self) -> "Params":
+        from stages.core.licences import conflict
+
+        parts = {f"the data {pattern}": licence for pattern, licence in self.data.files.licenses.items()}
+        if self.data.source != "files":
+            parts = {}
+        if self.model.source == "package":
+            parts["the base"] = self.model.package.license
+        for name, licence in parts.items():
+            if (said := conflict(licence, self.card.license)) is not None:
+                contradiction = f"card.license is {self.card.license}, but {name} is under {licence}, which {said}"
+                raise ValueError(f"{contradiction}; change card.license or train on another")
         return self
 
 

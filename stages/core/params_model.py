@@ -142,6 +142,7 @@ class Compare(Section):
 
 class Card(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
+    developed_by: Name | None
     language: Name
     license: Name
     intended_use: Name

@@ -75,4 +75,5 @@ PROBE_REPORT = REPORTS / "probe.json"
 COMPARE_REPORT = REPORTS / "compare.json"
 CARD = REPORTS / "card/README.md"
 PROVENANCE = REPORTS / "card/provenance.json"
+BOM = REPORTS / "card/bom.cdx.json"  # CycloneDX
 HTML_REPORT = REPORTS / "report.html"

@@ -24,3 +24,12 @@ def row_set(table: Path) -> tuple[int, str]:
         content = json.dumps([row.messages, row.chosen, row.rejected, row.label], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         digests.append(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest())
     return len(digests), hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def row_set_facts(table: Path) -> dict[str, int | str | None]:
+    """Number and digest of a table's rows; a broken or missing table has none, which is a difference to every record."""
+    try:
+        rows, digest = row_set(table)
+    except (OSError, ValueError):
+        return {"rows": None, "sha256": "unreadable"}
+    return {"rows": rows, "sha256": digest}

@@ -6,7 +6,8 @@ In: data/sources and the section `data.files`. Out: rows without ids and the rec
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def read_user_files(folder: Path, params: Files, files: list[dict[str, Any]]) ->
     Args:
         folder: data/sources.
         params: the section `data.files`.
-        files: gets for each file, when it was read, its `path`, `sha256`, `format`, `rows`, how many of them were `rejected`, the
-            `unused_columns` of its first row, and the number of its `formula_cells`.
+        files: gets for each file, when it was read, its `path`, `sha256`, `format`, `license`, `rows`, how many of them were `rejected`,
+            the `unused_columns` of its first row, and the number of its `formula_cells`.
 
     Yields:
         The rows, file by file in the order of their names; with `bad_rows: reject` each record that is no row as a rejected one, whose
@@ -47,6 +48,7 @@ def read_user_files(folder: Path, params: Files, files: list[dict[str, Any]]) ->
     bad_count = good_count = 0  # over all files, so that one run shows the mistakes of all of them
     for path in source_files(folder):
         about: dict[str, Any] = {"path": path.as_posix(), "sha256": "", "format": params.format}
+        about["license"] = licence_of(path.relative_to(folder).as_posix(), params.licenses)
         about |= {"rows": 0, "rejected": 0, "unused_columns": [], "formula_cells": 0}
         for place, result, raw in progress(_guarded(path, params, about), "fetch_data"):
             about["rows"] += 1
@@ -64,9 +66,18 @@ def read_user_files(folder: Path, params: Files, files: list[dict[str, Any]]) ->
         if about["rows"] == 0:
             raise UserError(f"{path} has no rows; fill it or remove it")
         files.append(about)
+    names = [Path(file["path"]).relative_to(folder).as_posix() for file in files]
+    for pattern in params.licenses:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"data.files.licenses names {pattern}, which no file below {folder} fits ({', '.join(names[:5])}); correct it")
     if bad and (params.bad_rows == "stop" or not good_count):
         more = f"; and {bad_count - len(bad)} more" if bad_count > len(bad) else ""
         raise UserError(f"{'; '.join(bad)}{more}. Mend or remove these rows and run again")
+
+
+def licence_of(name: str, licences: Mapping[str, str]) -> str | None:
+    """The licence of a file below data/sources: of the first pattern that it fits, None where none does."""
+    return next((licence for pattern, licence in licences.items() if fnmatchcase(name, pattern)), None)
 
 
 def _guarded(path: Path, params: Files, about: dict[str, Any]) -> Iterator[tuple[str, Row | BadRow, str]]:
