@@ -79,7 +79,7 @@ def test_a_release_keeps_its_statement_beside_the_tag_and_it_names_what_it_was_m
     assert named["dvc.lock"]["digest"] == {"sha256": sha256_file(Path("dvc.lock"))}
     assert {"params.yaml", "requirements.lock", "data/split/train.parquet", "data/sources", "base", "base/model.safetensors"} <= set(named)
     assert stated["predicate"]["buildDefinition"]["externalParameters"]["train"]["rank"] == 4
-    assert named["data/split/train.parquet"]["annotations"]["rows"] == 40
+    assert named["data/split/train.parquet"]["annotations"]["row_set"]["rows"] == 40
     assert kept.envelope == (intact.parent / "released" / attested.ENVELOPE).read_text()
 
 

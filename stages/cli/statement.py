@@ -60,7 +60,7 @@ def _dependencies() -> Iterator[dict[str, Any]]:
     yield {"name": "commit", "digest": {"gitCommit": git_commit()["commit"]}}
     yield from (_file(path.as_posix(), path) for path in DEFINITION)
     for path in ROWS:
-        yield _file(path.as_posix(), path) | {"annotations": row_set_facts(path)}
+        yield _file(path.as_posix(), path) | {"annotations": {"row_set": row_set_facts(path)}}
     yield from (_file(path.as_posix(), path) for path in TABLES)
     fetched = history.read_lock(None).stages["fetch_data"]["deps"]
     yield from ({"name": dep["path"], "digest": {"md5": dep["md5"]}} for dep in fetched if dep["path"] == paths.SOURCES.as_posix())

@@ -21,6 +21,7 @@ from stages.cli.signing import PUBLIC_KEY
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import sha256_file
+from stages.core.row_sets import row_set_facts
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
