@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.core.errors import UserError
-from stages.core.licences import conditions, conflict, is_known, nearest
+from stages.core.licences import conditions, conflict, is_known, mistyped
 from stages.core.params import load_params
 from stages.fetch_data.user_files import licence_of, read_user_files
 from tests import tiny
@@ -53,8 +53,9 @@ def test_what_an_expression_asks_is_what_its_parts_ask() -> None:
 
 def test_a_licence_that_is_none_is_told_with_the_nearest() -> None:
     assert not is_known("CC-BY-NC")
-    assert nearest("apache2.0") == "Apache-2.0"
-    assert nearest("qqqqqq") is None
+    assert "did you mean Apache-2.0?" in str(mistyped("apache2.0"))
+    assert "expected an id of https://spdx.org/licenses" in str(mistyped("qqqqqq"))
+    assert mistyped("LicenseRef-ours") is mistyped("mit OR isc") is mistyped("Apache-2.0 WITH LLVM-exception") is None
 
 
 def test_a_contradiction_stops_before_the_first_stage(place: Path) -> None:

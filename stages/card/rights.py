@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stages.card.data_facts import Source
 from stages.card.reading import Report
 from stages.core.errors import UserError
-from stages.core.licences import OWN_TERMS, conditions, conflict, is_known
+from stages.core.licences import OWN_TERMS, conditions, contradiction, is_known
 
 ASKED = {
     "non-commercial": "forbids commercial use",
@@ -33,9 +33,8 @@ def check(licence: str, made_from: Sequence[Part]) -> None:
     Raises:
         UserError: the licences contradict each other.
     """
-    for name, part in made_from:
-        if part is not None and (said := conflict(part, licence)) is not None:
-            raise UserError(f"card.license is {licence}, but {name} is under {part}, which {said}; change card.license or train on another")
+    if (problem := contradiction(made_from, licence)) is not None:
+        raise UserError(problem)
 
 
 def words(licence: str, made_from: Sequence[Part]) -> list[str]:

@@ -5,6 +5,7 @@ it finds the contradictions that a careful reader would not miss, and says which
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,13 +48,16 @@ def is_known(licence: str) -> bool:
     return not isinstance(parsed(licence), str) or bool(NAMED.search(licence))
 
 
-def nearest(licence: str) -> str | None:
-    """The SPDX id that is most like a text, or None."""
+def mistyped(licence: str) -> str | None:
+    """What is wrong with a licence that is neither known nor `LicenseRef-…`, to stand after its name, or None."""
     import difflib
 
+    if is_known(licence) or OWN_TERMS.search(licence):
+        return None
     names = {name.lower(): name for name in _licensing().known_symbols if not name.startswith("LicenseRef-")}
     found = difflib.get_close_matches(licence.lower(), names, n=1, cutoff=0.6)
-    return names[found[0]] if found else None
+    near = f"did you mean {names[found[0]]}?" if found else "expected an id of https://spdx.org/licenses"
+    return f"is no SPDX licence; {near} (LicenseRef-NAME for terms of your own)"
 
 
 def conditions(licence: str) -> list[Condition]:
@@ -76,6 +80,22 @@ def conflict(part: str, card: str) -> str | None:
         return None
     out = _names(parsed(card))[0]
     return _conflict(parsed(part), out)
+
+
+def contradiction(parts: Iterable[tuple[str, str | None]], card: str) -> str | None:
+    """The sentence on the first part of a model whose licence card.license contradicts.
+
+    Args:
+        parts: what the model is made from, and its licence, None where none is stated.
+        card: card.license.
+
+    Returns:
+        The sentence, or None where nothing is contradicted.
+    """
+    for name, part in parts:
+        if part is not None and (said := conflict(part, card)) is not None:
+            return f"card.license is {card}, but {name} is under {part}, which {said}; change card.license or train on another"
+    return None
 
 
 def _conflict(part: Any, out: str) -> str | None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.core import paths
+from stages.core import licences, paths
 from stages.core.errors import UserError
 from stages.core.params_model import (
     Card,
@@ -72,14 +72,9 @@ class Files(Section):
 
     @model_validator(mode="after")
     def _licenses_are_known(self) -> "Files":
-        from stages.core.licences import OWN_TERMS, is_known, nearest
-
         for pattern, licence in self.licenses.items():
-            if not is_known(licence) and not OWN_TERMS.search(licence):
-                near = f"did you mean {found}?" if (found := nearest(licence)) else "expected an id of https://spdx.org/licenses"
-                raise ValueError(
-                    f"data.files.licenses: {licence} of {pattern} is no SPDX licence; {near} (LicenseRef-NAME for terms of your own)"
-                )
+            if (problem := licences.mistyped(licence)) is not None:
+                raise ValueError(f"data.files.licenses: {licence} of {pattern} {problem}")
         return self
 
 
@@ -315,17 +310,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _licences_agree(self) -> "Params":
-        from stages.core.licences import conflict
-
-        parts = {f"the data {pattern}": licence for pattern, licence in self.data.files.licenses.items()}
-        if self.data.source != "files":
-            parts = {}
-        if self.model.source == "package":
-            parts["the base"] = self.model.package.license
-        for name, licence in parts.items():
-            if (said := conflict(licence, self.card.license)) is not None:
-                contradiction = f"card.license is {self.card.license}, but {name} is under {licence}, which {said}"
-                raise ValueError(f"{contradiction}; change card.license or train on another")
+        parts = [("the base", self.model.package.license)] if self.model.source == "package" else []
+        if self.data.source == "files":
+            parts += [(f"the data {pattern}", licence) for pattern, licence in self.data.files.licenses.items()]
+        if (problem := licences.contradiction(parts, self.card.license)) is not None:
+            raise ValueError(problem)
         return self
 
 
