@@ -116,7 +116,7 @@ def test_an_nf4_run_is_merged_onto_the_values_it_was_trained_on_and_loads_withou
     from stages.core.params import Numerics
 
     # a random base has near-ties that rounding to bfloat16 turns; the divergence below is what counts here
-    tiny.edit_params(ready, numerics__quantization="nf4", export__min_top1_agreement=0.8)
+    tiny.edit_params(ready, numerics__quantization="nf4", export__forms=["merged"], export__limits__merged__min_top1_agreement=0.8)
     export.main(load_params())
     base = load_base(read_manifest(paths.ADAPTER / "base.json"), Numerics(quantization="nf4", compute_dtype="bfloat16"), "cpu")
     adapter = load_file("models/adapter/adapter_model.safetensors")
@@ -128,6 +128,10 @@ def test_an_nf4_run_is_merged_onto_the_values_it_was_trained_on_and_loads_withou
     details = read_details(paths.EXPORT_REPORT)
     assert details["compared"]["quantization"] == "nf4"
     assert details["agreement"]["answer"]["kl_mean_nats"] < 1e-3
+    onto = {entry["onto"]: entry["kl_mean_nats"] for entry in details["merges"]}
+    assert min(onto, key=lambda name: onto[name]) == details["merged_onto"]["weights"] == "the base's NF4 weights, unpacked"
+    assert len(onto) == 2
+    assert sorted(path.name for path in paths.EXPORT.iterdir()) == ["manifest.json", "merged", "serve.md"]
     assert "quantization_config" not in json.loads(Path("models/export/merged/config.json").read_text())
 
 
@@ -143,7 +147,7 @@ def test_a_merge_that_says_something_else_is_not_published(ready: Path, monkeypa
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     monkeypatch.setattr(export, "merge_into", wrong)
-    with pytest.raises(UserError, match=r"at 0\.\d+ of \d+ answer positions, export.min_top1_agreement asks for 0.95"):
+    with pytest.raises(UserError, match=r"merged picks .* at 0\.\d+ of \d+ answer positions, .* export.limits.merged asks for 0.95"):
         export.main(load_params())
     assert not paths.EXPORT.exists()
     assert not paths.EXPORT_REPORT.exists()
@@ -164,8 +168,8 @@ def test_a_tokenizer_that_renders_otherwise_after_saving_is_not_published(ready:
     assert not paths.EXPORT.exists()
 
 
-def test_without_merge_the_adapter_ships_and_nothing_is_loaded(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.edit_params(ready, export__merge=False)
+def test_without_forms_the_adapter_ships_and_nothing_is_loaded(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.edit_params(ready, export__forms=[])
     monkeypatch.setattr(export, "load_tuned", None)
     export.main(load_params())
     assert [path.name for path in paths.EXPORT.iterdir()] == ["manifest.json"]
@@ -174,7 +178,9 @@ def test_without_merge_the_adapter_ships_and_nothing_is_loaded(ready: Path, monk
 
 def test_a_full_disk_is_told_in_numbers_before_any_work(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 100_000))  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"takes 0\.00 GB, twice with DVC's cache, and 0\.00 GB are free"):
+    with pytest.raises(
+        UserError, match=r"merged, f16 take 0\.00 GB, twice with DVC's cache, and 0\.00 GB while they are made; 0\.00 GB are free"
+    ):
         export.main(load_params())
 
 

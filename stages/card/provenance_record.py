@@ -38,7 +38,7 @@ def record(
     """
     digests = {path.as_posix(): sha256_file(path) for path in sorted(_flat(files))}
     export = reports["export"]
-    shipped = [*export["adapter_files"], *(export["files"] if export["ships"] == "merged" else [])]
+    shipped = [*export["adapter_files"], *export["files"]]
     digests |= {file["path"]: file["sha256"] for file in shipped}
     return {
         "code": git_commit(aside=RESULTS),

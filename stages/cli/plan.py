@@ -305,8 +305,8 @@ def _print_table(rows: Sequence[tuple[str, Choice]], jobs: dict[str, Job]) -> No
 def _print_disk(question: Question, planned: Job) -> None:
     base = "is there" if question.base_is_here else "to fetch"
     print(
-        f"\ndisk    checkpoints {planned.checkpoint_bytes / GIB:.2f} GiB, adapter {planned.adapter_bytes / GIB:.2f} GiB, merged model "
-        f"{planned.export_bytes / GIB:.1f} GiB (adapter and merged model once more in DVC's cache); base in the user-level cache "
+        f"\ndisk    checkpoints {planned.checkpoint_bytes / GIB:.2f} GiB, adapter {planned.adapter_bytes / GIB:.2f} GiB, exported forms "
+        f"{planned.export_bytes / GIB:.1f} GiB (adapter and forms once more in DVC's cache); base in the user-level cache "
         f"{planned.base_bytes / GIB:.1f} GiB ({base})"
     )
 

@@ -114,10 +114,31 @@ class Probe(Section):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
 
 
-class Export(Section):
-    merge: bool
-    check_prompts: Positive
+class Limit(Section):
     min_top1_agreement: Share
+    max_kl_nats: Annotated[float, Field(ge=0)]
+    max_tensor_error: Annotated[float, Field(ge=0)] | None
+
+
+class Limits(Section):
+    merged: Limit
+    f16: Limit
+    q8_0: Limit
+    q4_k_m: Limit
+
+
+class Export(Section):
+    forms: list[Literal["merged", "f16", "q8_0", "q4_k_m"]]
+    check_prompts: Positive
+    answer_prompts: Positive
+    max_new_tokens: Positive
+    limits: Limits
+
+    @model_validator(mode="after")
+    def _forms_are_distinct(self) -> "Export":
+        if len(set(self.forms)) < len(self.forms):
+            raise ValueError("export.forms names a form twice")
+        return self
 
 
 class Evaluate(Section):

@@ -15,6 +15,7 @@ FEW_ROWS = 200
 SMALL_CARD_BYTES = 16.5 * GIB  # a 16 GB card says a little less or more
 SLOW_HOURS, TOO_LONG_HOURS = 24, 14 * 24
 KEPT_CHECKPOINTS = 3  # two, and one more before the oldest goes
+BYTES_OF_WEIGHT = {"merged": 2.0, "f16": 2.0, "q8_0": 34 / 32, "q4_k_m": 0.7}  # of the exported forms
 EVALUATION_SHARE = 1 / 3  # of a training token's cost: the forward alone
 
 
@@ -30,7 +31,7 @@ class Job:
         checkpoint_bytes: all that lie there at once.
         adapter_bytes: the published adapter.
         base_bytes: of the base in the user-level cache, in bfloat16.
-        export_bytes: of the merged model, 0 where it is not written.
+        export_bytes: of the forms in export.forms.
     """
 
     steps: int
@@ -92,7 +93,7 @@ def job(shape: Shape, choice: Choice, card: Card, params: Params, lengths: Seque
         checkpoint_bytes=KEPT_CHECKPOINTS * copies * adapter,
         adapter_bytes=adapter,
         base_bytes=shape.parameters * BF16,
-        export_bytes=shape.parameters * BF16 if params.export.merge else 0,
+        export_bytes=round(shape.parameters * sum(BYTES_OF_WEIGHT[form] for form in params.export.forms)),
     )
 
 
@@ -135,8 +136,8 @@ def warnings(
         )
     if job.new_bytes > free_bytes:
         said.append(
-            f"no room on disk: checkpoints, adapter and merged model take {job.new_bytes / GIB:.1f} GiB with DVC's copies, and "
-            f"{free_bytes / GIB:.1f} GiB are free here; free some, or set export.merge: false"
+            f"no room on disk: checkpoints, adapter and exported forms take {job.new_bytes / GIB:.1f} GiB with DVC's copies, and "
+            f"{free_bytes / GIB:.1f} GiB are free here; free some, or shorten export.forms"
         )
     if not base_is_here and job.base_bytes > free_cache_bytes:
         said.append(

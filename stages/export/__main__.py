@@ -1,24 +1,30 @@
-"""export: the merged model beside the adapter, and a gate that both say the same.
+"""export: the tuned model in the forms people run, each loaded again and held against the adapter that was evaluated.
 
-In: models/adapter (which names its base and holds its tokenizer), the test rows. Out: models/export with manifest.json and, if asked,
-merged/; reports/export.json.
+In: models/adapter (which names its base and holds its tokenizer), the test rows. Out: models/export with manifest.json, the forms of
+export.forms and how to serve them; reports/export.json.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.files import outputs, sha256_file, write_json, write_report
+from stages.core.files import outputs, remove, sha256_file, write_json, write_report
+from stages.core.llama_cpp import LlamaCpp
 from stages.core.models import compute_dtype, device_of, read_manifest
 from stages.core.params import Numerics, Params
 from stages.core.records import read_rows
 from stages.core.stage import run_stage
-from stages.export.agreement import check, compare, encode_rows, predictions
+from stages.export.agreement import check, encode_rows
+from stages.export.gguf_file import stop_ids, write_gguf
+from stages.export.held import Held, Reference, told
 from stages.export.merge import load_merged, load_tuned, merge_into
+from stages.export.serving import write_serving
+from stages.export.shipped import agreement, check_template, llama_answers, tensor_error
 
-BYTES_OF_BFLOAT16 = 2
+BYTES_OF_WEIGHT = {"merged": 2.0, "f16": 2.0, "q8_0": 34 / 32, "q4_k_m": 0.8}  # the last with the fallbacks of odd shapes
 COPIES = 2  # models/export and DVC's cache
 MERGED_ONTO = {"nf4": "the base's NF4 weights, unpacked", "none": "the base's weights as fetched"}
 
@@ -28,62 +34,122 @@ def main(params: Params) -> None:
     manifest = read_manifest(paths.ADAPTER / "base.json")
     adapter_files = _files(paths.ADAPTER, paths.ADAPTER)
     details: dict[str, Any] = {
-        "ships": "merged" if params.export.merge else "adapter",
+        "ships": "merged" if "merged" in params.export.forms else "adapter",
         "base": {key: manifest[key] for key in ("name", "revision", "source")},
         "adapter_files": adapter_files,
         "adapter_bytes": _bytes(adapter_files),
+        "forms": [],
     }
     with outputs() as place:
         folder = place(paths.EXPORT)
         folder.mkdir()
-        if params.export.merge:
-            details |= _merge(params, manifest, folder / "merged")
-            details["files"] = _files(folder, paths.EXPORT)
-            details["merged_bytes"] = _bytes(details["files"])
-        write_json(folder / "manifest.json", {key: value for key, value in details.items() if key != "agreement"})
+        if params.export.forms:
+            details |= _make(params, manifest, folder)
+        details["files"] = _files(folder, paths.EXPORT)
+        details["merged_bytes"] = _bytes([file for file in details["files"] if file["path"].startswith(f"{paths.EXPORT}/merged/")])
+        shipped = ("ships", "base", "adapter_files", "adapter_bytes", "files", "merged_bytes", "merged_onto")
+        write_json(folder / "manifest.json", {key: details[key] for key in shipped if key in details})
         write_report(place(paths.EXPORT_REPORT), {}, details)
 
 
-def _merge(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Merges into `folder` and measures the folder as a user would load it; one model in memory at a time."""
-    _check_disk(int(manifest["parameters"]) * BYTES_OF_BFLOAT16, folder.parent)
-    device = device_of(params.runtime.device)
-    rows = read_rows(paths.SPLIT_TEST)[: params.export.check_prompts]
+def _make(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Makes the forms in `folder` and measures each as a user would load it; one model is in memory at a time."""
+    export, device = params.export, device_of(params.runtime.device)
+    bases: tuple[Literal["nf4", "none"], ...] = ("nf4", "none") if params.numerics.quantization == "nf4" else ("none",)
+    _check_disk(export.forms, int(manifest["parameters"]), len(bases), folder.parent)
+    rows = read_rows(paths.SPLIT_TEST)[: max(export.check_prompts, export.answer_prompts)]
     encoded = encode_rows(rows, paths.ADAPTER, params.prompt.system, params.prompt.template)
-    adapter = predictions(load_tuned(manifest, params.numerics, device, paths.ADAPTER), encoded)
-    merge_into(folder, manifest, params.numerics.quantization, paths.ADAPTER)
-    if encode_rows(rows, folder, params.prompt.system, params.prompt.template) != encoded:
-        raise UserError(
-            f"{paths.EXPORT}/merged renders the test rows to other token ids than {paths.ADAPTER}: the tokenizer did not survive saving; "
-            "set export.merge: false to ship the adapter"
-        )
-    agreement = compare(adapter, predictions(load_merged(folder, compute_dtype(params.numerics, device), device), encoded))
-    check(agreement, params.export.min_top1_agreement)
+    trials = {base: folder / f"merged-{base}" for base in bases}
+    for base, trial in trials.items():
+        merge_into(trial, manifest, base, paths.ADAPTER)
+        if encode_rows(rows, trial, params.prompt.system, params.prompt.template) != encoded:
+            raise UserError(
+                f"{paths.EXPORT}/merged renders the test rows to other token ids than {paths.ADAPTER}: the tokenizer did not survive "
+                "saving; set export.forms: [] to ship the adapter"
+            )
+    held = Held(rows, encoded, export.check_prompts, export.answer_prompts, export.max_new_tokens, stop_ids(trials[bases[0]]))
+    reference = held.reference(load_tuned(manifest, params.numerics, device, paths.ADAPTER))
+    dtype = compute_dtype(params.numerics, device)
+    merges = {base: held.against(reference, load_merged(trial, dtype, device), trial) for base, trial in trials.items()}
+    best = min(merges, key=lambda base: _distance(merges[base]))
+    merged = folder / "merged"
+    trials.pop(best).rename(merged)
+    for trial in trials.values():
+        remove(trial)
+    found = [{"form": "merged", **merges[best]}]
+    check("merged", merges[best], export.limits.merged)
+    for form in [form for form in export.forms if form != "merged"]:
+        found.append({"form": form, **_gguf(params, form, folder, held, reference, manifest)})
+    write_serving(folder, export.forms, merged)
+    if "merged" not in export.forms:
+        remove(merged)
+        found = found[1:]
     return {
-        "agreement": {"prompts": len(rows), **agreement},
-        "merged_onto": {"weights": MERGED_ONTO[params.numerics.quantization], "dtype": "bfloat16"},
+        "agreement": {"prompts": len(held.checked), **{key: merges[best][key] for key in ("answer", "all")}},
+        "merged_onto": {"weights": MERGED_ONTO[best], "dtype": "bfloat16"},
+        "merges": [{"onto": MERGED_ONTO[base], **merges[base]["answer"]} for base in bases],
         "compared": {"quantization": params.numerics.quantization, "compute_dtype": _dtype_name(params.numerics, device)},
+        "adapter": told(held.asked_rows, reference.answers, reference.answers, paths.ADAPTER, held.stops),
+        "forms": found,
     }
+
+
+def _distance(found: dict[str, Any]) -> float:
+    """The mean KL divergence on the answers, where a NaN is the furthest."""
+    nats = found["answer"]["kl_mean_nats"]
+    return float(nats) if nats == nats else float("inf")
+
+
+def _gguf(params: Params, form: str, folder: Path, held: Held, reference: Reference, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Writes one GGUF form and measures it by transformers' reader and by llama.cpp."""
+    file = folder / "gguf" / f"model-{form}.gguf"
+    file.parent.mkdir(exist_ok=True)
+    facts = {
+        "general.name": manifest["name"].split("/")[-1],
+        "luthier.base": f"{manifest['name']} {manifest['revision']}",
+        "luthier.adapter_sha256": sha256_file(paths.ADAPTER / "adapter_model.safetensors"),
+    }
+    types = write_gguf(folder / "merged", file, form, facts)
+    limit = getattr(params.export.limits, form)
+    tensor, error = tensor_error(file, folder / "merged")
+    if not error <= limit.max_tensor_error:
+        raise UserError(
+            f"{form}: {tensor} is off by {error:.3g} of its size after reading it back, export.limits.{form} asks for at most "
+            f"{limit.max_tensor_error}; take {form} out of export.forms"
+        )
+    with LlamaCpp(file, held.longest) as llama:
+        check_template(llama, held.rows, held.encoded, params.prompt.system, params.prompt.template, form)
+        found: dict[str, Any] = {"answer": agreement(llama, held.checked, reference.predictions)}
+        ours = llama_answers(llama, held.asked, held.longest_answer, held.stops)
+    found |= told(held.asked_rows, ours, reference.answers, paths.ADAPTER, held.stops)
+    check(form, found, limit)
+    return {**found, "tensor_error": error, "tensor": tensor, "types": types, "bytes": file.stat().st_size}
 
 
 def _dtype_name(numerics: Numerics, device: str) -> str:
     return str(compute_dtype(numerics, device)).removeprefix("torch.")
 
 
-def _check_disk(merged_bytes: int, folder: Path) -> None:
-    """Stops before any work where the merged weights would not fit.
+def _check_disk(forms: Sequence[str], parameters: int, merges: int, folder: Path) -> None:
+    """Stops before any work where the forms would not fit.
 
     Args:
-        merged_bytes: size of the merged weights.
+        forms: export.forms.
+        parameters: of the model.
+        merges: merged folders that are held against each other.
         folder: where they go.
 
     Raises:
         UserError: too little space is free.
     """
     free = shutil.disk_usage(folder).free
-    if free < COPIES * merged_bytes:
-        need = f"the merged model takes {merged_bytes / 1e9:.2f} GB, twice with DVC's cache, and {free / 1e9:.2f} GB are free"
-        raise UserError(f"{paths.EXPORT}: {need}; free some space, or set export.merge: false to ship the adapter alone")
+    kept = parameters * sum(BYTES_OF_WEIGHT[form] for form in forms)
+    need = COPIES * kept + parameters * BYTES_OF_WEIGHT["merged"] * (merges - ("merged" in forms))
+    if free < need:
+        raise UserError(
+            f"{paths.EXPORT}: {', '.join(forms)} take {kept / 1e9:.2f} GB, twice with DVC's cache, and {need / 1e9:.2f} GB while they are "
+            f"made; {free / 1e9:.2f} GB are free; free some, or shorten export.forms"
+        )
 
 
 def _files(folder: Path, published: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Whether two models say the same: next-token distributions on held-out rows, teacher-forced.
+"""Whether two models say the same: next-token distributions on held-out rows, teacher-forced, and greedy answers.
 
-In: token ids of test rows, a model. Out: KL divergence, top-1 agreement, largest logit difference.
+In: token ids of test rows, a model. Out: KL divergence, top-1 agreement, largest logit difference, answers.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
 from stages.core.models import load_tokenizer
+from stages.core.params_model import Limit
 from stages.core.progress import progress
 from stages.core.prompts import conversation, render_prompt
 from stages.core.records import Row
@@ -128,35 +129,88 @@ def compare(adapter: Predictions, merged: Predictions) -> dict[str, Any]:
         same.append(ours.argmax(-1) == theirs.argmax(-1))
         gap.append((ours - theirs).abs().amax(-1))
     columns = torch.cat(kl), torch.cat(same), torch.cat(gap)
-
-    def summary(chosen: "torch.Tensor") -> dict[str, Any]:
-        nats, agree, difference = (column[chosen] for column in columns)
-        return {
-            "positions": int(chosen.sum()),
-            "top1_agreement": agree.float().mean().item(),
-            "kl_mean_nats": nats.mean().item(),
-            "kl_p99_nats": nats.quantile(0.99).item(),
-            "max_logit_difference": difference.max().item(),
-        }
-
-    return {"answer": summary(adapter.answer), "all": summary(torch.ones_like(adapter.answer))}
+    return {"answer": summary(*(column[adapter.answer] for column in columns)), "all": summary(*columns)}
 
 
-def check(agreement: dict[str, Any], minimum: float) -> None:
-    """The gate on what is shipped.
+def answers(model: Any, rows: list[Encoded], longest: int, stops: list[int]) -> list[list[int]]:
+    """A model's greedy answers, by transformers.
 
     Args:
-        agreement: from `compare`.
-        minimum: export.min_top1_agreement.
+        model: a causal language model in evaluation mode.
+        rows: whose prompts are answered.
+        longest: tokens an answer may have.
+        stops: ids that end an answer, part of it.
+
+    Returns:
+        The answers' token ids, rows in their order; one that ended by itself has a stop id last.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda index: rows[index].answer_start)
+    found: list[list[int]] = [[] for _ in rows]
+    for batch in progress([order[first : first + BATCH] for first in range(0, len(order), BATCH)], "answers", unit="batch"):
+        widest = max(rows[index].answer_start for index in batch)
+        ids = torch.full((len(batch), widest), stops[0])
+        mask = torch.zeros_like(ids)
+        for line, index in enumerate(batch):
+            start = rows[index].answer_start
+            ids[line, widest - start :] = torch.tensor(rows[index].ids[:start])
+            mask[line, widest - start :] = 1
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=longest, do_sample=False, eos_token_id=stops,
+                pad_token_id=stops[0],
+            )  # fmt: skip
+        for line, index in enumerate(batch):
+            answer = made[line, widest:].tolist()
+            ends = [place for place, token in enumerate(answer) if token in stops]
+            found[index] = answer[: ends[0] + 1] if ends else answer
+    return found
+
+
+def summary(kl: "torch.Tensor", same: "torch.Tensor", gap: "torch.Tensor | None" = None) -> dict[str, Any]:
+    """Positions in figures.
+
+    Args:
+        kl: [positions] float, KL divergence in nats.
+        same: [positions] bool, whether the most probable token is the same.
+        gap: [positions] float, largest difference of a logit, or None where there are no logits.
+
+    Returns:
+        `positions`, `top1_agreement`, `kl_mean_nats`, `kl_p99_nats` and, of logits, `max_logit_difference`.
+    """
+    figures = {
+        "positions": len(kl),
+        "top1_agreement": same.float().mean().item(),
+        "kl_mean_nats": kl.mean().item(),
+        "kl_p99_nats": kl.quantile(0.99).item(),
+    }
+    return figures if gap is None else {**figures, "max_logit_difference": gap.max().item()}
+
+
+def check(form: str, found: dict[str, Any], limit: Limit) -> None:
+    """The gate on a form that is shipped.
+
+    Args:
+        form: its name in export.forms.
+        found: `answer` of `compare`, and `stopped`.
+        limit: export.limits of the form.
 
     Raises:
-        UserError: the merged model picks another answer token too often, or speaks no numbers at all.
+        UserError: it speaks otherwise than the adapter, or does not stop where the adapter does.
     """
-    found = agreement["answer"]
-    # a NaN anywhere makes the mean NaN, and NaN is not below any limit
-    if not found["kl_mean_nats"] < float("inf") or found["top1_agreement"] < minimum:
+    answer = found["answer"]
+    remedy = f"take {form} out of export.forms"
+    # a NaN is not at most any limit
+    if not (answer["top1_agreement"] >= limit.min_top1_agreement and answer["kl_mean_nats"] <= limit.max_kl_nats):
         raise UserError(
-            f"the merged model picks the adapter's next token at {found['top1_agreement']:.4f} of {found['positions']} answer positions, "
-            f"export.min_top1_agreement asks for {minimum} (mean KL divergence {found['kl_mean_nats']:.4g} nats); set export.merge: false "
-            "to ship the adapter"
+            f"{form} picks the adapter's next token at {answer['top1_agreement']:.4f} of {answer['positions']} answer positions, with a "
+            f"mean KL divergence of {answer['kl_mean_nats']:.4g} nats; export.limits.{form} asks for {limit.min_top1_agreement} and "
+            f"at most {limit.max_kl_nats}; {remedy}"
+        )
+    if found["stopped"] is not None and found["stopped"] < limit.min_top1_agreement:
+        raise UserError(
+            f"{form} stops by itself in {found['stopped']:.4f} of the answers that the adapter ends, export.limits.{form} asks for "
+            f"{limit.min_top1_agreement}: its end-of-turn token is probably not the one it was trained with; {remedy}"
         )

@@ -1,4 +1,4 @@
-"""The three loads of export: the adapter over the base at the run's numerics, the merge onto that base's values, the merged folder.
+"""The three loads of export: the adapter over the base at the run's numerics, the merge onto a base's values, the merged folder.
 
 In: models/adapter and the base it names. Out: a folder that plain transformers loads.
 """
@@ -22,15 +22,13 @@ def load_tuned(manifest: dict[str, Any], numerics: Numerics, device: str, adapte
 def merge_into(folder: Path, manifest: dict[str, Any], quantization: Literal["nf4", "none"], adapter: Path) -> None:
     """Writes the merged model, bfloat16 safetensors with configuration and tokenizer; equal adapters give equal bytes.
 
-    The adapter is added to the very values it was trained and evaluated on: of an NF4 base, those its 16 levels stand for, unpacked to
-    bfloat16. It has learnt to make up for what the quantisation took, so that on the weights as fetched it says something else
-    (docs/decisions/merge-onto-what-was-trained.md). PEFT adds the float32 product of the low-rank factors to the bfloat16 weight, so the
-    sum is rounded once.
+    PEFT adds the float32 product of the low-rank factors to the bfloat16 weight, so the sum is rounded once
+    (docs/decisions/merge-onto-what-was-trained.md).
 
     Args:
         folder: where to write; made here.
         manifest: of the base.
-        quantization: numerics.quantization.
+        quantization: nf4 adds it to the values that the base's 16 levels stand for, none to the weights as fetched.
         adapter: the adapter's folder, tokenizer included.
     """
     tokenizer = load_tokenizer(adapter)
