@@ -12,6 +12,7 @@ COMMANDS = {
     "verdict": "the result in one line: accuracy against the base, forgetting, where card and report lie",
     "fresh": "whether every result stands for the data, code and parameters as they are now (exit code 1 if not)",
     "review": "a page to judge the worst rows by keyboard: keep, drop or relabel, into data/decisions.csv",
+    "serve": "OpenAI's interface to a GGUF file, on this machine alone",
     "show": "rows as the model sees them: tokens, and which of them are learnt",
     "lineage": "where a row, a model or a number comes from, and what became of it",
     "forget": "drops rows by a decision, and tells what is made anew, what was released and what remains",

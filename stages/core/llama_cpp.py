@@ -34,6 +34,30 @@ class Answer:
     ended: bool
 
 
+def parameters(path: Path, context: int) -> Any:
+    """llama.cpp's settings for a file: one conversation at a time, quiet, no page of its own.
+
+    Args:
+        path: of the .gguf.
+        context: tokens it must hold at once.
+
+    Returns:
+        xllamacpp.CommonParams; where it listens is for the caller to say.
+    """
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = context
+    params.n_parallel = 1  # what shares a batch changes the last bits of a sum
+    # its threads spin while they wait for each other, which on a busy machine takes ten times as long as one thread
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
+    params.verbosity = -1
+    params.warmup = False
+    params.ui = False
+    return params
+
+
 class LlamaCpp:
     """A loaded GGUF file; a context manager, for the socket's sake."""
 
@@ -50,16 +74,8 @@ class LlamaCpp:
         import xllamacpp
 
         self._folder = Path(tempfile.mkdtemp(prefix="luthier-"))
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
+        params = parameters(path, context)
         params.hostnames = [str(self._folder / "llama.sock")]
-        params.n_ctx = context
-        params.n_parallel = 1  # one at a time: what shares a batch changes the last bits of a sum
-        # its threads spin while they wait for each other, which on a busy machine takes ten times as long as one thread
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
-        params.verbosity = -1
-        params.warmup = False
-        params.ui = False
         try:
             self._server = xllamacpp.Server(params)
         except Exception as error:
