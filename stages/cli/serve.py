@@ -28,12 +28,12 @@ def run(args: argparse.Namespace) -> None:
     check_file(args.file)
     import xllamacpp
 
-    params = parameters(args.file, args.context)
-    params.hostnames, params.port = ["127.0.0.1"], args.port
+    settings = parameters(args.file, args.context)
+    settings.hostnames, settings.port = ["127.0.0.1"], args.port
     key = args.key or secrets.token_urlsafe(24)
-    params.api_keys = [key]
+    settings.api_keys = [key]
     try:
-        server = xllamacpp.Server(params)
+        server = xllamacpp.Server(settings)
     except Exception as error:
         said = str(error).strip() or type(error).__name__
         raise UserError(f"llama.cpp cannot serve {args.file} on port {args.port} ({said}); is the port taken? try --port 0") from None

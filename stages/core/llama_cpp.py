@@ -46,16 +46,16 @@ def parameters(path: Path, context: int) -> Any:
     """
     import xllamacpp
 
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx = context
-    params.n_parallel = 1  # what shares a batch changes the last bits of a sum
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx = context
+    settings.n_parallel = 1  # what shares a batch changes the last bits of a sum
     # its threads spin while they wait for each other, which on a busy machine takes ten times as long as one thread
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
-    params.verbosity = -1
-    params.warmup = False
-    params.ui = False
-    return params
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
+    settings.verbosity = -1
+    settings.warmup = False
+    settings.ui = False
+    return settings
 
 
 class LlamaCpp:
@@ -74,13 +74,14 @@ class LlamaCpp:
         import xllamacpp
 
         self._folder = Path(tempfile.mkdtemp(prefix="luthier-"))
-        params = parameters(path, context)
-        params.hostnames = [str(self._folder / "llama.sock")]
+        settings = parameters(path, context)
+        settings.hostnames = [str(self._folder / "llama.sock")]
         try:
-            self._server = xllamacpp.Server(params)
+            self._server = xllamacpp.Server(settings)
         except Exception as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise UserError(f"llama.cpp cannot load {path.name}: {str(error).strip() or type(error).__name__}") from None
+        self._letter = self.encode("a")[-1]
 
     def __enter__(self) -> "LlamaCpp":
         """The loaded file."""
@@ -109,8 +110,11 @@ class LlamaCpp:
         Returns:
             Id and natural logarithm of the probability among the whole vocabulary, the most probable first.
         """
-        made = self._complete(ids, 1, top)
-        return [(int(token["id"]), float(token["logprob"])) for token in made["logprobs"]["content"][0]["top_logprobs"]]
+        # a bias makes it write a whole letter: where it would write a piece of one, it waits for the rest and tells nothing; what it tells
+        # is the model's own distribution, without the bias
+        asked = {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "n_probs": top, "logit_bias": [[self._letter, 1e6]]}
+        made = self._server.handle_completions(asked)["choices"][0]["logprobs"]["content"][0]
+        return [(int(token["id"]), float(token["logprob"])) for token in made["top_logprobs"]]
 
     def answer(self, ids: Sequence[int], longest: int) -> Answer:
         """The greedy continuation.
@@ -122,15 +126,10 @@ class LlamaCpp:
         Returns:
             The answer.
         """
-        made = self._complete(ids, longest, 1)
-        ended = made["finish_reason"] == "stop"
-        tokens = [int(token["id"]) for token in made["logprobs"]["content"]]
-        return Answer(tuple(tokens[:-1] if ended else tokens), str(made["text"]), ended)
-
-    def _complete(self, ids: Sequence[int], longest: int, top: int) -> dict[str, Any]:
-        asked = {"prompt": list(ids), "max_tokens": longest, "temperature": 0.0, "n_probs": top, "cache_prompt": True}
-        made: dict[str, Any] = self._server.handle_completions(asked)["choices"][0]
-        return made
+        asked = {"prompt": list(ids), "n_predict": longest, "temperature": 0.0, "return_tokens": True}
+        made = self._post("/completion", asked)
+        ended = made["stop_type"] == "eos"
+        return Answer(tuple(map(int, made["tokens"][:-1] if ended else made["tokens"])), str(made["content"]), ended)
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         link = http.client.HTTPConnection("localhost")

@@ -44,9 +44,10 @@ def tensor_error(file: Path, merged: Path) -> tuple[str, float]:
 
     config = load_gguf_checkpoint(str(file))["config"]
     with init_empty_weights():
-        empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        # of the folder: the reader's own configuration forgets biases
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(merged, local_files_only=True))
     processor = TENSOR_PROCESSORS.get(config["model_type"], TensorProcessor)(config=config)
-    names = get_gguf_hf_weights_map(empty, processor)
+    names = get_gguf_hf_weights_map(empty, processor, config["model_type"])
     places: dict[str, Path] = {}
     for shard in sorted(merged.glob("*.safetensors")):
         with safe_open(shard, "pt") as opened:
