@@ -45,11 +45,14 @@ lint: $(READY)  ## ruff and the docstring checker
 types: $(READY)  ## mypy
 	mypy
 
+# on a worker a core (tests/conftest.py); one that has nothing left takes tests from the other's end
+SHARED := -n auto --dist worksteal
+
 test: lint types  ## what CI runs: lint, types and the tests
-	pytest -m "not slow and not gpu"
+	pytest $(SHARED) -m "not slow and not gpu"
 
 test-all: lint types  ## also the slow tests
-	pytest -m "not gpu"
+	pytest $(SHARED) -m "not gpu"
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	pytest -m gpu

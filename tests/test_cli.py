@@ -1,6 +1,8 @@
 """The commands of `luthier`: the verdict, where things come from, what does not hold, releases, and the disk given back."""
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -14,13 +16,20 @@ from pathlib import Path
 import pytest
 
 from stages.cli import verdict, verify
-from stages.cli.main import COMMANDS
+from stages.cli.main import COMMANDS, main
 from tests.tiny import ROOT
 
 
 def luthier(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as the user does."""
-    return subprocess.run([sys.executable, "-m", "stages.cli.main", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    """Runs a command as the user does, in this process, which has DVC loaded."""
+    said, told, code = io.StringIO(), io.StringIO(), None
+    with contextlib.chdir(root), contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, said.getvalue(), told.getvalue())
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -77,8 +86,7 @@ def test_the_verdict_is_one_line_against_the_bases_best_prompt() -> None:
     assert verdict.line(REPORT) == line
 
 
-def test_without_results_the_verdict_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_without_results_the_verdict_says_what_to_run(tmp_path: Path) -> None:
     done = luthier(tmp_path, "verdict")
     assert done.returncode == 1
     assert done.stderr == "luthier verdict: reports/compare.json is missing; run the pipeline first: make repro\n"
@@ -199,18 +207,22 @@ def test_a_changed_digest_parameter_or_command_does_not_hold(intact: Path) -> No
         assert any(problem.startswith(name) for problem in problems)  # git sees it too
 
 
-def test_changed_weights_of_the_base_do_not_hold_though_dvc_has_no_copy(intact: Path, tiny_base: Path) -> None:
-    path = tiny_base / "model.safetensors"
-    good = path.read_bytes()
-    stat = path.stat()
+def test_changed_weights_of_the_base_do_not_hold_though_dvc_has_no_copy(intact: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")  # the tests share the tiny base
+    manifest = intact / "models/base.json"
+    moved = {**json.loads(manifest.read_text(encoding="utf-8")), "location": str(base)}
+    manifest.unlink()  # the cache may share the file
+    manifest.write_text(json.dumps(moved), encoding="utf-8")
+
+    def found() -> list[str]:
+        return [problem for problem in verify.problems_of(complete=True)[0] if "model.safetensors of the base" in problem]
+
+    assert found() == []
+    path = base / "model.safetensors"
+    good, stat = path.read_bytes(), path.stat()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    try:
-        problems, _ = verify.problems_of(complete=True)
-    finally:
-        path.write_bytes(good)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert [problem for problem in problems if "model.safetensors of the base" in problem]
+    assert len(found()) == 1
 
 
 def test_verify_prints_each_finding_and_fails(intact: Path) -> None:

@@ -63,15 +63,15 @@ def _at_end(training: Training) -> Training:
     return training
 
 
-def test_a_row_leads_to_the_steps_that_learnt_it_and_says_so_where_none_did(reproduced: Path) -> None:
-    lines = pq.read_table(reproduced / "data/trained/steps.parquet").to_pylist()
-    said = luthier(reproduced, "lineage", lines[0]["id"]).stdout
+def test_a_row_leads_to_the_steps_that_learnt_it_and_says_so_where_none_did(finished: Path) -> None:
+    lines = pq.read_table(finished / "data/trained/steps.parquet").to_pylist()
+    said = luthier(finished, "lineage", lines[0]["id"]).stdout
     assert re.search(
         rf"step {lines[0]['step']} \(epoch 1\), micro-batch {lines[0]['micro_batch']} beside \d+ other rows?; the step's loss \d", said
     )
     assert re.search(r"row_losses: loss \S+ before, \S+ after; without its prompt \S+ before, \S+ after", said)
     learnt = {line["id"] for line in lines}
-    never = next(row for row in pq.read_table(reproduced / "data/split/train.parquet")["id"].to_pylist() if row not in learnt)
-    assert "train: in no step: the training ended before its turn" in luthier(reproduced, "lineage", never).stdout
-    held_out = pq.read_table(reproduced / "data/split/validation.parquet")["id"].to_pylist()[0]
-    assert "train: learnt in no step; its loss is measured" in luthier(reproduced, "lineage", held_out).stdout
+    never = next(row for row in pq.read_table(finished / "data/split/train.parquet")["id"].to_pylist() if row not in learnt)
+    assert "train: in no step: the training ended before its turn" in luthier(finished, "lineage", never).stdout
+    held_out = pq.read_table(finished / "data/split/validation.parquet")["id"].to_pylist()[0]
+    assert "train: learnt in no step; its loss is measured" in luthier(finished, "lineage", held_out).stdout
