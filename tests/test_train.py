@@ -20,7 +20,8 @@ from stages.train import adapter, checkpoints
 from stages.train.__main__ import make_plan
 from stages.train.gates import check_packing, probe_logits
 from stages.train.optimizer import learning_rate, make_optimizer
-from stages.train.sft import State, Training
+from stages.train.sft import Training
+from stages.train.state import State
 from stages.train.tracking import Tracker
 from tests import trainable
 from tests.tiny import ROOT

@@ -306,6 +306,16 @@ class Params(Section):
         if self.train.init in ("pissa", "olora") and self.numerics.quantization == "nf4":
             reason = f"train.init {self.train.init} changes the base's weights, which NF4 holds fixed"
             raise ValueError(f"{reason}; set numerics.quantization: none")
+        if self.train.parallel == "zero3" and self.numerics.quantization == "nf4":
+            raise ValueError(
+                "train.parallel is zero3, but numerics.quantization is nf4: DeepSpeed cannot split 4-bit weights and would load the whole "
+                "model on each GPU; take fsdp, which splits them, or quantization: none"
+            )
+        if self.train.parallel == "zero2" and self.numerics.quantization == "nf4":
+            raise ValueError(
+                "train.parallel is zero2, which is for numerics.quantization none; with nf4 the adapter's optimizer is all that it could "
+                "split, and that is small: take ddp, or fsdp for a base that does not fit one GPU"
+            )
         return self
 
     @model_validator(mode="after")

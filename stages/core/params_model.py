@@ -90,6 +90,7 @@ class Train(Section):
     kernels: Literal["auto", "fused", "plain"]
     recompute: Literal["auto", "none", "all"] | NotNegative
     deterministic: bool
+    parallel: Literal["auto", "single", "ddp", "fsdp", "zero2", "zero3"]
     eval_every: Positive
     early_stop: Positive | None
     watch: TrainWatch
@@ -100,6 +101,9 @@ class Train(Section):
             raise ValueError(f"train.dora and train.init {self.init} both rewrite the base's weights; take one of them")
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"train.init orthogonal needs an even train.rank, not {self.rank}")
+        if self.parallel == "fsdp" and (self.dora or self.init in ("pissa", "olora")):
+            what = "train.dora" if self.dora else f"train.init {self.init}"
+            raise ValueError(f"{what} reads the base's whole matrices, which train.parallel fsdp splits over the GPUs; take ddp")
         return self
 
 
@@ -191,4 +195,5 @@ class Runtime(Section):
     save_every: Positive
     log_every: Positive
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None
+    processes: Literal["auto"] | Positive
     watch: RunWatch

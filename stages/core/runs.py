@@ -164,10 +164,10 @@ def held_run(stage: str) -> Iterator[Run]:
         yield Run(stage, folder, inputs)
 
 
-def die_with_parent() -> None:
-    """Asks the kernel for SIGTERM when the parent dies: a killed `dvc repro` must not leave a trainer holding the GPU (Linux only)."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Asks the kernel for a signal when the parent dies: a killed `dvc repro` must not leave a trainer holding the GPU (Linux only)."""
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died between the two calls
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)

@@ -5,10 +5,11 @@ A keyed run: checkpoints in the work dir, on signals too; it goes on where it wa
 inputs it started from.
 """
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,20 @@ from stages.core.errors import UserError
 from stages.core.files import remove
 from stages.core.models import compute_dtype, device_of, load_base, load_tokenizer, new_token_ids, read_manifest
 from stages.core.params import Params, Train, load_params
-from stages.core.runs import held_run
+from stages.core.runs import die_with_parent, digest, held_run, stage_inputs
 from stages.core.stage import run_stage
-from stages.train import adapter, checkpoints, choice, machine
+from stages.train import adapter, checkpoints, choice, launch, machine, ranks
 from stages.train.batches import Step, computed_tokens, plan
 from stages.train.dry_run import rehearse
 from stages.train.gates import check_base, check_kernels, check_packing, probe_logits, settle_determinism
 from stages.train.optimizer import make_optimizer
 from stages.train.plain import PlainModel
 from stages.train.publish import CONFIG, FACTS, STATE, USED, WEIGHTS, costs, publish
+from stages.train.ranks import Ranks
 from stages.train.record import used
 from stages.train.room import Room
-from stages.train.sft import State, Training
+from stages.train.sft import Training
+from stages.train.state import State
 from stages.train.stop import Stop, Stopped, caught
 from stages.train.tracking import Tracker
 
@@ -41,32 +44,98 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: resumable
 
 
 def main(params: Params) -> None:
-    """Trains, or goes on training, and publishes; a finished run that was not published is published without training."""
+    """Trains, or goes on training, and publishes; a finished run that was not published is published without training.
+
+    The process that a user or DVC starts holds the run, starts the ranks where there are several, and publishes. Where a launcher such as
+    torchrun started several already, the first of them does so.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts: cuBLAS gives equal bits run to run
+    if not ranks.started():
+        hold(Ranks())
+        return
+    ranks.see_own_gpu()
+    joined = ranks.join(device_of(params.runtime.device))
+    if launch.ROOT in os.environ:
+        die_with_parent(signal.SIGKILL)
+        take_part(Path(os.environ[launch.ROOT]), os.environ[launch.PARALLEL], joined)
+    elif joined.first:
+        hold(joined)
+    else:
+        root, parallel = joined.agreed(("", ""))
+        if root:
+            take_part(Path(root), parallel, joined)
+
+
+def hold(joined: Ranks) -> None:
+    """The run as the one process that holds it.
+
+    Args:
+        joined: this process alone, or the first of those that a launcher started.
+    """
     with caught() as stop, held_run("train") as run:
         params = load_params()  # again, now that the key is taken: what is trained is what the key names
         device = device_of(params.runtime.device)
         dtype = compute_dtype(params.numerics, device)
         root = run.folder / f"{device}-{str(dtype).removeprefix('torch.')}"  # other numerics, other checkpoints
         finished = root / "finished"
-        if checkpoints.fault(finished) is not None:
-            try:
-                train(params, device, dtype, root, finished, stop)
-            except Stopped as stopped:
-                sys.stderr.write(f"train: stopped by {stopped}; nothing was published; the same command goes on from the last checkpoint\n")
-                if stopped.number == signal.SIGINT:
-                    raise KeyboardInterrupt from None
-                raise SystemExit(STOPPED) from None
+        unfinished = checkpoints.fault(finished) is not None
+        count = joined.count if joined.count > 1 else launch.processes(params, device)
+        parallel = launch.decided(params, count)
+        joined.agreed((str(root) if unfinished else "", parallel))
+        if unfinished and count > joined.count:
+            launch.start(count, parallel, root, stop)
+        elif unfinished:
+            with told():
+                train(params, device, dtype, root, finished, stop, joined, parallel)
         run.check_unmoved()
         publish(finished)
-        if device == "cuda":
-            state = State(**checkpoints.read(finished, STATE))
+        state = State(**checkpoints.read(finished, STATE))
+        if device == "cuda" and not state.ranks:
             choice.remember(root, state.shrunk, costs(state))
         for folder in root.glob("step-*"):
             remove(folder)
 
 
-def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finished: Path, stop: Stop) -> None:
+def take_part(root: Path, parallel: str, joined: Ranks) -> None:
+    """The run as one of its ranks; the process that holds it publishes.
+
+    Args:
+        root: the folder of checkpoints.
+        parallel: ddp | fsdp.
+        joined: this process among them.
+
+    Raises:
+        UserError: an input changed since the run was taken.
+    """
+    params = load_params()
+    if digest(stage_inputs("train")) != root.parent.name:
+        raise UserError("an input of train changed while it started, so nothing was trained; run it again")
+    device = device_of(params.runtime.device)
+    dtype = compute_dtype(params.numerics, device)
+    with contextlib.ExitStack() as stack:
+        stop = Stop()
+        if joined.first:
+            stop = stack.enter_context(caught())
+            stack.enter_context(told())
+        else:  # the first is stopped, and they end with it; what it says is not said again
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        train(params, device, dtype, root, root / "finished", stop, joined, parallel)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Says that a signal stopped the training and ends the process with the code for it."""
+    try:
+        yield
+    except Stopped as stopped:
+        sys.stderr.write(f"train: stopped by {stopped}; nothing was published; the same command goes on from the last checkpoint\n")
+        if stopped.number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(STOPPED) from None
+
+
+def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finished: Path, stop: Stop, joined: Ranks, parallel: str) -> None:
     """Runs the plan to its end and writes what is to be published to the work dir.
 
     Args:
@@ -76,6 +145,8 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         root: the folder of checkpoints.
         finished: where the result goes.
         stop: the signals caught.
+        joined: this process among those that train.
+        parallel: single | ddp | fsdp.
 
     Raises:
         UserError: an input, the machine or the trained adapter is not fit.
@@ -101,10 +172,11 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     weights = sum(parameter.numel() for parameter in parameters.values())
     # a checkpoint is the adapter and two moments, with early_stop the best adapter too; one more is written before the oldest goes
     copies = (checkpoints.KEPT + 1) * (3 + (settings.early_stop is not None)) + 2
-    root.mkdir(parents=True, exist_ok=True)
-    checkpoints.check_room(root, 4 * weights * copies)
+    if joined.first:
+        root.mkdir(parents=True, exist_ok=True)
+        checkpoints.check_room(root, 4 * weights * copies)
     plain = PlainModel(model, settings.batching, dtype, tokenizer.pad_token_id or 0)
-    chosen = choice.choose(params, model, plain.layers, [len(row.input_ids) for row in rows], manifest, root)
+    chosen = choice.choose(params, model, plain.layers, [len(row.input_ids) for row in rows], manifest, root, joined)
     fused = choice.fused_model(chosen, model)
     training = Training(
         model=model,
@@ -119,10 +191,11 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         runtime=params.runtime,
         seed=params.seed,
         root=root,
-        room=Room(root, plain.layers - chosen.recomputed, chosen.offload, chosen.mlp_tokens),
-        tracker=Tracker(root / "live"),
+        room=Room(root, plain.layers - chosen.recomputed, chosen.offload, chosen.mlp_tokens, joined.first),
+        tracker=Tracker(root / "live" if joined.first else None),
         stop=stop,
         matmul_rate=matmul_rate,
+        ranks=joined,
     )
     deterministic = settle_determinism(training)
     differences = check_kernels(training) if fused is not None else None
@@ -132,6 +205,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     reason = training.fit()
     tensors, config = adapter.published(model, initial, manifest["name"])
     gates = adapter.check_not_inert(tensors, before, probe_logits(model, probe, device))
+    peaks = joined.gathered(machine.peak_memory(device))
     facts = {
         "training": {
             "method": "sft",
@@ -155,8 +229,12 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
             "deterministic": deterministic,
             "plan": asdict(chosen),
             "kernels_differ_by": differences,
+            "parallel": parallel,
+            "ranks": peaks,
         },
     }
+    if not joined.first:
+        return
     checkpoints.write(finished, {WEIGHTS: tensors, USED: used(training)}, {CONFIG: config, STATE: asdict(training.state), FACTS: facts})
 
 

@@ -68,6 +68,26 @@ def plan(
     return steps[:total]
 
 
+def deal(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Rows for each rank, of about as many tokens: the longest first, each to the rank that has the fewest.
+
+    Args:
+        rows: row numbers.
+        lengths: tokens of each row of the data.
+        ranks: how many.
+
+    Returns:
+        Row numbers by rank; a rank may have none.
+    """
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for row in longest_first(rows, lengths):
+        least = tokens.index(min(tokens))
+        dealt[least].append(row)
+        tokens[least] += lengths[row]
+    return dealt
+
+
 def fill(rows: Sequence[int], lengths: Sequence[int], limit: int, batching: str, device: str) -> list[tuple[int, ...]]:
     """Micro-batches of some rows, by `bucket` or `pack`."""
     return pack(rows, lengths, limit) if batching == "pack" else bucket(rows, lengths, limit, PASS_TOKENS[device])

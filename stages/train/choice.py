@@ -16,6 +16,7 @@ from stages.core.errors import UserError
 from stages.core.models import base_folder
 from stages.core.planner_shape import UnknownShape
 from stages.train import machine
+from stages.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,8 +51,10 @@ class Choice:
     predicted: dict[str, Any] | None
 
 
-def choose(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], root: Path) -> Choice:
-    """The run's choice: of an earlier process of the run, else made now, said and written down.
+def choose(
+    params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], root: Path, ranks: Ranks
+) -> Choice:
+    """The run's choice: of an earlier process of the run, else made now by the first rank, said and written down.
 
     Args:
         params: of the whole pipeline.
@@ -60,14 +63,23 @@ def choose(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[
         lengths: tokens of each training row.
         manifest: of the base.
         root: the folder of checkpoints.
+        ranks: that train.
 
     Returns:
         The choice; what cannot be done, or does not fit the memory, is a UserError.
     """
-    path = root / FILE
+    chosen = _chosen(params, model, layers, lengths, manifest, root / FILE, ranks.count) if ranks.first else None
+    agreed = ranks.agreed(chosen)
+    assert agreed is not None
+    return agreed
+
+
+def _chosen(
+    params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], path: Path, ranks: int
+) -> Choice:
     if path.is_file():
         return Choice(**json.loads(path.read_text(encoding="utf-8")))
-    made = _made(params, model, layers, lengths, manifest)
+    made = _made(params, model, layers, lengths, manifest, ranks)
     if model.device.type == "cuda":
         sys.stderr.write(f"train: {told(made, layers)}\n")
     part = path.with_suffix(".part")
@@ -76,7 +88,7 @@ def choose(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[
     return made
 
 
-def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any]) -> Choice:
+def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], ranks: int) -> Choice:
     settings, device = params.train, model.device.type
     why = None
     if settings.kernels == "fused" or (settings.kernels == "auto" and device == "cuda"):
@@ -97,7 +109,7 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
     path = "fused" if fused else "plain"
     if device == "cuda" and (tokens is None or recomputed is None):
         try:
-            predicted = _predicted(params, path, tokens, recomputed, lengths, manifest)
+            predicted = _predicted(params, path, tokens, recomputed, lengths, manifest, ranks)
         except UnknownShape as error:
             tokens, recomputed = tokens or max(lengths), layers if recomputed is None else recomputed
             sys.stderr.write(
@@ -111,7 +123,7 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
 
 
 def _predicted(
-    params: "Params", path: str, tokens: int | None, recomputed: int | None, lengths: Sequence[int], manifest: dict[str, Any]
+    params: "Params", path: str, tokens: int | None, recomputed: int | None, lengths: Sequence[int], manifest: dict[str, Any], ranks: int
 ) -> planner.Choice:
     """What the planner advises for this card, as it is now."""
     import torch
@@ -123,7 +135,7 @@ def _predicted(
         rank=settings.rank,
         target_modules=settings.target_modules,
         lengths=lengths,
-        effective_batch=settings.effective_batch,
+        effective_batch=-(-settings.effective_batch // ranks),
         optimizer=settings.optimizer,
         deterministic=settings.deterministic,
         available_bytes=torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(),

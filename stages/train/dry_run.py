@@ -4,7 +4,7 @@ The training's state is afterwards as it was: the adapter and the optimizer's st
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from stages.core.batches import TokenRow
@@ -68,13 +68,13 @@ def rehearse(training: "Training") -> None:
         training.make_room(work, training.state.step + (work == "train"), failed)
     peak = machine.peak_memory(training.device)
     seen = peak["host_bytes"] if peak["gpu_bytes"] is None else peak["gpu_bytes"]
-    training.optimizer.zero_grad(set_to_none=True)
+    training.gradients.clear()
     adapter.restore(training.model, saved)
     restore_optimizer(training.optimizer, tensors, numbers)
     free = machine.free_bytes(training.device)
     free_cache(training.device)
     machine.reset_peak(training.device)
-    training.state.dry_run_peak_bytes = max(seen, training.state.dry_run_peak_bytes or 0)
+    training.state.dry_run_peak_bytes = max(*training.ranks.gathered(seen), training.state.dry_run_peak_bytes or 0)
     sys.stderr.write(f"train: the dry run on {tried} took {seen / 2**30:.2f} GiB at most and left {free / 2**30:.2f} GiB free\n")
 
 
@@ -86,23 +86,50 @@ def _attempt(training: "Training") -> str:
     batches = [micro_batch for planned in training.plan for micro_batch in training.micro_batches(planned, step)]
     chosen = worst(batches, training.rows, training.batching)
     training.ready("train", step)
-    with watched(chosen[0]):
+    training.gradients.clear()
+
+    def make_moments() -> None:  # which stay from the first step on
         for parameter in training.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
-        training.optimizer.step()  # makes the moments, which stay from the first step on
-    for micro_batch in chosen:
-        training.stop.check()
-        with watched(micro_batch):
-            training.engine.summed_loss([training.rows[row] for row in micro_batch]).backward()
-    with watched(chosen[0]):
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        training.optimizer.step()
+
+    def update() -> None:
         torch.nn.utils.clip_grad_norm_(training.parameters.values(), training.settings.max_grad_norm)
         training.optimizer.step()
+
+    _together(training, chosen[0], make_moments)
+    _passed(training, chosen, training.rows)
+    _together(training, chosen[0], update)
     tokens = max(computed_tokens(micro_batch, training.lengths, training.batching) for micro_batch in chosen)
     words = f"the {len(chosen)} worst of {len(batches)} micro-batches (up to {tokens:,} tokens)"
     if training.validation:
         training.ready("validation", training.state.step)
         largest = worst(training.validation_batches(training.state.step), training.validation, training.batching)[0]
-        with watched(largest), torch.no_grad():
-            training.engine.summed_loss([training.validation[row] for row in largest]).item()
+        with torch.no_grad():
+            _passed(training, [largest], training.validation)
         words += " and the worst of the validation"
     return words
+
+
+def _passed(training: "Training", micro_batches: Sequence[MicroBatch], rows: Sequence[TokenRow]) -> None:
+    """The same passes on every rank, so that each finds out whether they fit it."""
+    _, failed = training.passes([micro_batches] * training.ranks.count, rows, 1.0)
+    _agree(training, None if failed is None else micro_batches[failed])
+
+
+def _together(training: "Training", largest: MicroBatch, work: Callable[[], None]) -> None:
+    """Something without a pass of its own; where it finds no memory, a smaller pass may help."""
+    failed = None
+    try:
+        with watched(largest):
+            work()
+    except OutOfRoom as error:
+        failed = tuple(error.rows)
+    _agree(training, failed)
+
+
+def _agree(training: "Training", failed: MicroBatch | None) -> None:
+    """Raises OutOfRoom on every rank where one found no memory."""
+    agreed = training.ranks.first_of(failed)
+    if agreed is not None:
+        raise OutOfRoom(agreed)

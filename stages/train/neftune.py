@@ -1,11 +1,13 @@
 """NEFTune's noise on the input embeddings (arXiv 2310.05914). In: a row, the embeddings it is for. Out: noise of their shape.
 
-It is drawn from the step's seed and the row's id, so that it does not depend on what the row is computed with.
+It is drawn from the step's seed and the row's id, so that it does not depend on what the row is computed with, nor on which rank.
 """
 
 import math
 import zlib
 from typing import TYPE_CHECKING
+
+STEP_SEEDS = 2**55  # a seed's remainder is the step's, its quotient the rank's
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,6 @@ def noise(row: "TokenRow", alpha: float, embedded: "torch.Tensor") -> "torch.Ten
     """
     import torch
 
-    generator = torch.Generator(embedded.device).manual_seed(torch.initial_seed() ^ zlib.crc32(row.id.encode()))
+    generator = torch.Generator(embedded.device).manual_seed(torch.initial_seed() % STEP_SEEDS ^ zlib.crc32(row.id.encode()))
     drawn = torch.empty_like(embedded).uniform_(-1, 1, generator=generator)
     return drawn.mul_(alpha / math.sqrt(embedded.numel()))

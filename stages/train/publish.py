@@ -13,7 +13,7 @@ from stages.core.files import write_json, write_report
 from stages.core.provenance import git_commit, machine, versions
 from stages.train import checkpoints, telemetry
 from stages.train.record import write_record
-from stages.train.sft import State
+from stages.train.state import State
 
 FACTS = "facts.json"
 STATE = "state.json"

@@ -55,9 +55,10 @@ def approved(training: "Training", step: Step, micro_batches: Sequence[Sequence[
     if folder is None:
         training.state.step = step.number
         return False
-    for later in training.root.glob("step-????????"):
-        if later > folder:
-            remove(later)
+    if training.ranks.first:
+        for later in training.root.glob("step-????????"):
+            if later > folder:
+                remove(later)
     training.go_back(folder)
     return False
 

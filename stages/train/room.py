@@ -71,7 +71,7 @@ class Level:
 class Room:
     """The levels of a run so far, the first as chosen before it."""
 
-    def __init__(self, root: Path, kept: int, offload: bool, mlp_tokens: int | None) -> None:
+    def __init__(self, root: Path, kept: int, offload: bool, mlp_tokens: int | None, writes: bool = True) -> None:
         """Reads what an earlier process of the same run had to do.
 
         Args:
@@ -79,8 +79,10 @@ class Room:
             kept: layers that keep their activations.
             offload: whether the inputs of the others wait in host memory.
             mlp_tokens: tokens an MLP takes at a time; None on the plain path.
+            writes: whether this process writes down what is done; of several that do the same, one.
         """
         self._path = root / FILE
+        self._writes = writes
         self._first = Level("train", 0, None, kept, offload, mlp_tokens)
         self._shrunk: list[Level] = []
         if self._path.is_file():
@@ -111,6 +113,8 @@ class Room:
         """
         smaller = replace(self._smaller(self.level(work, step), rows, tokens, longest), work=work, step=step)
         self._shrunk = sorted([*self._shrunk, smaller], key=lambda level: level.step)
+        if not self._writes:
+            return smaller
         part = self._path.with_suffix(".part")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(self.shrunk, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,22 +4,26 @@ What a step does depends on nothing but the state before it and the step's numbe
 the same bits as one that was not: the learning rate is a function of the step, dropout is seeded anew at each.
 """
 
+import contextlib
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages.core.batches import TokenRow
 from stages.core.progress import progress
 from stages.train import adapter, checkpoints, machine, telemetry
-from stages.train.batches import Step, computed_tokens, cut, fill
+from stages.train.batches import Step, computed_tokens, cut, deal, fill
+from stages.train.neftune import STEP_SEEDS
 from stages.train.optimizer import learning_rate, optimizer_state, restore_optimizer, set_learning_rate
 from stages.train.plain import PlainModel
+from stages.train.ranks import Gradients, Ranks
 from stages.train.recovery import approved, hear
 from stages.train.room import OutOfRoom, Room, free_cache, told, watched
+from stages.train.state import Point, State
 from stages.train.stop import Stop, Stopped
 from stages.train.tracking import Tracker
 from stages.train.watch import SLOW_STEPS, Watch
@@ -30,59 +34,7 @@ if TYPE_CHECKING:
 
     from stages.core.params import Runtime, Train
     from stages.train.fused.model import FusedModel
-
-Point = dict[str, float]
-
-
-@dataclass
-class State:
-    """Where a training is, and what it has seen.
-
-    Attributes:
-        step: optimiser steps done, or left out.
-        train: step, loss, grad_norm, learning_rate of each step.
-        validation: step and loss of each evaluation.
-        speed: step, tokens_per_second, ceiling_share (of the GPU's rate of matrix products, or None), memory_bytes (held) and
-            allocated_bytes (in use) of each step.
-        left_out: the steps whose rows or update were at fault.
-        events: what the rules said (watch.Event).
-        sensors: what the sensors gave, summed (telemetry.empty).
-        resumed_from: the steps at which a cut-off run went on.
-        seconds: of all its processes, up to the last checkpoint.
-        joules: of the device in that time, or None.
-        why_no_joules: why it is None.
-        peak_host_bytes: largest memory of any of its processes.
-        peak_gpu_bytes: largest memory reserved on the GPU, or None.
-        dry_run_peak_bytes: largest memory of the dry run of any of its processes, of the GPU where there is one.
-        shrunk: how less was computed at once where the memory ran out, and from which step on (room.Level).
-    """
-
-    step: int = 0
-    train: list[Point] = field(default_factory=list)
-    validation: list[Point] = field(default_factory=list)
-    speed: list[dict[str, float | None]] = field(default_factory=list)
-    left_out: list[int] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    sensors: dict[str, Any] = field(default_factory=telemetry.empty)
-    resumed_from: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    joules: float | None = 0.0
-    why_no_joules: str | None = None
-    peak_host_bytes: int = 0
-    peak_gpu_bytes: int | None = None
-    dry_run_peak_bytes: int | None = None
-    shrunk: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def best(self) -> Point | None:
-        """The lowest validation loss of a trained adapter, the earliest of equals; None before the first."""
-        return min((point for point in self.validation if point["step"] > 0), key=lambda point: point["loss"], default=None)
-
-    def stalled(self, patience: int | None) -> bool:
-        """Whether so many evaluations in a row brought no better validation loss."""
-        if patience is None or self.best is None:
-            return False
-        return sum(point["step"] > self.best["step"] for point in self.validation) >= patience
+MicroBatch = tuple[int, ...]
 
 
 @dataclass
@@ -106,6 +58,7 @@ class Training:
         tracker: the live log.
         stop: the signals that were caught.
         matmul_rate: of the GPU in FLOP/s (machine.matmul_rate), or None.
+        ranks: this process among those that train together.
         state: where it is.
         best: the adapter of the lowest validation loss, kept where early_stop is set.
     """
@@ -126,6 +79,7 @@ class Training:
     tracker: Tracker
     stop: Stop
     matmul_rate: float | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     state: State = field(default_factory=State)
     best: adapter.Tensors | None = None
 
@@ -136,15 +90,18 @@ class Training:
         self.batching = self.settings.batching if self.fused is None else "pack"  # the fused path never pads
         self.lengths = [len(row.input_ids) for row in self.rows]
         self.parameters = adapter.trainable(self.model)
+        self.gradients = Gradients(self.ranks, self.parameters, self.settings.effective_batch)
         self.watch = Watch(self.settings.watch, self.runtime.watch, self.settings.max_grad_norm)
         self.work = machine.Work.of(self.model, self.model.config)
-        self.telemetry = telemetry.Telemetry(self.device, self.root / "telemetry.jsonl", self.runtime.watch.sample_seconds)
+        sampled = self.runtime.watch.sample_seconds if self.ranks.first else None
+        self.telemetry = telemetry.Telemetry(self.device, self.root / "telemetry.jsonl", sampled)
         self._starts: deque[float] = deque(maxlen=SLOW_STEPS)
         self._meters = machine.reading(self.device)
         self._saved = -1 if self.settings.watch.spike == "roll_back" else 0  # where a run may go back, its start is a checkpoint too
-        folder = checkpoints.newest(self.root)
+        folder = self.ranks.agreed(checkpoints.newest(self.root) if self.ranks.first else None)
         if folder is not None:
             self._load(folder)
+        self.state.go_on_with(self.ranks.count)
         self.state.shrunk = self.room.shrunk
 
     def fit(self) -> str:
@@ -208,7 +165,7 @@ class Training:
         flops = self.work.flops([self.rows[row] for row in step.rows])
         speed = {
             "tokens_per_second": self._tokens(step) / seconds,
-            "ceiling_share": None if self.matmul_rate is None else flops / seconds / self.matmul_rate,
+            "ceiling_share": None if self.matmul_rate is None else flops / seconds / self.matmul_rate / self.ranks.count,
             "memory_bytes": machine.memory_bytes(self.device),
             "allocated_bytes": machine.allocated_bytes(self.device),
         }
@@ -216,8 +173,9 @@ class Training:
         self.state.speed.append({"step": step.number, **speed})
         if step.number % self.runtime.log_every == 0:
             self.tracker.log(step.number, {**seen, **speed})
-        for event in self.watch.after_step(self.state.train, self.state.speed, self.state.events, self._conditions):
-            hear(self, event)
+        if self.ranks.first:  # what it stops is a matter of this process: the others end with it
+            for event in self.watch.after_step(self.state.train, self.state.speed, self.state.events, self._conditions):
+                hear(self, event)
 
     def _conditions(self) -> tuple[telemetry.Sample, telemetry.Sample]:
         """The machine's conditions of the last steps and those of the whole run."""
@@ -228,19 +186,18 @@ class Training:
         import torch
 
         self.ready("train", step.number)
-        torch.manual_seed(_step_seed(self.seed, step.number))
-        self.optimizer.zero_grad(set_to_none=True)
+        self._seed(step.number)
+        self.gradients.clear()
         targets = sum(self.rows[row].targets for row in step.rows)
-        micro_batches = self.micro_batches(step, step.number)
-        shares = []
-        for micro_batch in micro_batches:
-            self.stop.check()
-            with watched(micro_batch):
-                share = self.engine.summed_loss([self.rows[row] for row in micro_batch]) / targets
-                share.backward()
-            shares.append(share.detach())
-        with watched(max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))):
-            losses = torch.stack(shares).tolist()  # once a step: the GPU is not waited for in between
+        shares = self.shares(step, step.number)
+        micro_batches = [micro_batch for share in shares for micro_batch in share]
+        largest = max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))
+        found, failed = self.passes(shares, self.rows, targets)
+        with self._alone(largest):
+            losses, failed = self.gradients.exchange(found, sum(map(len, shares[: self.ranks.rank])), len(micro_batches), failed)
+        if failed is not None:
+            raise OutOfRoom(micro_batches[failed])
+        with self._alone(largest):
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
             if not approved(self, step, micro_batches, losses, norm):
                 return None
@@ -249,18 +206,64 @@ class Training:
             self.optimizer.step()
         return {"loss": sum(losses), "grad_norm": norm, "learning_rate": rate}
 
-    def loss_of(self, step: Step) -> float:
-        """A step's loss as the model is now, with the step's own dropout; nothing is learnt."""
+    def passes(
+        self, shares: Sequence[Sequence[MicroBatch]], rows: Sequence[TokenRow], of: float
+    ) -> "tuple[list[torch.Tensor], int | None]":
+        """The forward passes of this rank's micro-batches, each with its backward where gradients are on.
+
+        Args:
+            shares: every rank's micro-batches.
+            rows: that they number.
+            of: what each summed loss is divided by.
+
+        Returns:
+            Their losses, and the number of the micro-batch that found no memory, after which nothing more was computed, or None.
+        """
         import torch
 
-        self.ready("train", step.number)
-        torch.manual_seed(_step_seed(self.seed, step.number))
-        losses = []
-        with torch.no_grad():
-            for micro_batch in self.micro_batches(step, step.number):
+        losses: list[torch.Tensor] = []
+        for number, micro_batch in enumerate(shares[self.ranks.rank]):
+            self.stop.check()
+            try:
                 with watched(micro_batch):
-                    losses.append(self.engine.summed_loss([self.rows[row] for row in micro_batch]))
-        return float(sum(torch.stack(losses).tolist())) / sum(self.rows[row].targets for row in step.rows)
+                    loss = self.engine.summed_loss([rows[row] for row in micro_batch]) / of
+                    if torch.is_grad_enabled():
+                        loss.backward()
+            except OutOfRoom:
+                return losses, number
+            losses.append(loss.detach())
+        return losses, None
+
+    def _summed(self, shares: Sequence[Sequence[MicroBatch]], rows: Sequence[TokenRow]) -> float:
+        """The loss of all ranks' micro-batches together, to the bit the same whoever computed them."""
+        import torch
+
+        rank, ranks = self.ranks.rank, self.ranks.count
+        with torch.no_grad():
+            found, failed = self.passes(shares, rows, 1.0)
+        agreed = self.ranks.first_of(None if failed is None else shares[rank][failed])
+        if agreed is not None:
+            raise OutOfRoom(agreed)
+        losses = torch.zeros(ranks * max(map(len, shares)), dtype=torch.float64, device=self.model.device)
+        if found:
+            losses[rank::ranks][: len(found)] = torch.stack(found).double()
+        return float(sum(self.ranks.summed(losses).tolist()))
+
+    def _alone(self, rows: MicroBatch) -> contextlib.AbstractContextManager[None]:
+        """`watched` for what one process can do again; of several, memory that runs out between the passes ends them."""
+        return watched(rows) if self.ranks.count == 1 else contextlib.nullcontext()
+
+    def _seed(self, step: int) -> None:
+        """Seeds a step's dropout: far apart for neighbouring steps and seeds (Knuth's multiplicative hash), another on every rank."""
+        import torch
+
+        torch.manual_seed((self.seed * 2654435761 + step * 40503) % STEP_SEEDS + self.ranks.rank * STEP_SEEDS)
+
+    def loss_of(self, step: Step) -> float:
+        """A step's loss as the model is now, with the step's own dropout; nothing is learnt."""
+        self.ready("train", step.number)
+        self._seed(step.number)
+        return self._summed(self.shares(step, step.number), self.rows) / sum(self.rows[row].targets for row in step.rows)
 
     def ready(self, work: str, step: int) -> None:
         """Sets the model up for the training of a step, or for the validation after it."""
@@ -272,12 +275,20 @@ class Training:
         if self.fused is not None:
             self.fused.offload, self.fused.mlp_tokens = level.offload, level.mlp_tokens or self.fused.mlp_tokens
 
-    def micro_batches(self, planned: Step, number: int) -> list[tuple[int, ...]]:
-        """A step's micro-batches as they are computed at a step: as planned, or cut where the memory ran out before."""
-        limit = self.room.level("train", number).micro_batch_tokens
-        return cut(planned.micro_batches, self.lengths, limit, self.batching, self.device)
+    def micro_batches(self, planned: Step, number: int) -> list[MicroBatch]:
+        """A step's micro-batches as they are computed at a step, those of the first rank first."""
+        return [micro_batch for share in self.shares(planned, number) for micro_batch in share]
 
-    def validation_batches(self, step: int) -> list[tuple[int, ...]]:
+    def shares(self, planned: Step, number: int) -> list[list[MicroBatch]]:
+        """Each rank's micro-batches of a step: as planned or dealt to the ranks, and cut where the memory ran out before."""
+        ranks, limit = self.state.ranks_at(number), self.room.level("train", number).micro_batch_tokens
+        planned_shares: list[Sequence[MicroBatch]] = [planned.micro_batches]
+        if ranks > 1:
+            dealt = deal(planned.rows, self.lengths, ranks)
+            planned_shares = [fill(rows, self.lengths, self.micro_batch_tokens, self.batching, self.device) for rows in dealt]
+        return [cut(share, self.lengths, limit, self.batching, self.device) for share in planned_shares]
+
+    def validation_batches(self, step: int) -> list[MicroBatch]:
         """The micro-batches of the validation rows after a step."""
         lengths = [len(row.input_ids) for row in self.validation]
         whole = fill(range(len(lengths)), lengths, self.micro_batch_tokens, self.batching, self.device)
@@ -291,7 +302,7 @@ class Training:
             step: of the training, or after which it validates.
             failed: the row numbers of the micro-batch.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
         free_cache(self.device)
         rows = self.rows if work == "train" else self.validation
         lengths = [len(row.input_ids) for row in rows]
@@ -327,20 +338,16 @@ class Training:
             self.make_room("validation", self.state.step, failed)
 
     def _summed_validation_loss(self) -> float:
-        import torch
-
         self.ready("validation", self.state.step)
-        losses = []
-        with torch.no_grad():
-            for micro_batch in self.validation_batches(self.state.step):
-                self.stop.check()
-                with watched(micro_batch):
-                    losses.append(self.engine.summed_loss([self.validation[row] for row in micro_batch]))
-        return float(sum(torch.stack(losses).tolist()))
+        micro_batches = self.validation_batches(self.state.step)
+        return self._summed([micro_batches[rank :: self.ranks.count] for rank in range(self.ranks.count)], self.validation)
 
     def save(self) -> None:
         """Writes a checkpoint, unless nothing was done since the last."""
         if self.state.step == self._saved:
+            return
+        if not self.ranks.first:
+            self._saved = self.state.step
             return
         self._count_cost()
         tensors = {"adapter.safetensors": adapter.copied(self.parameters)}
@@ -362,6 +369,7 @@ class Training:
         """Takes the course back to a checkpoint; what it has cost, and what was said of it, stays."""
         then = self._restored(folder)
         self.state = replace(self.state, step=then.step, train=then.train, validation=then.validation, speed=then.speed)
+        self.state.go_on_with(self.ranks.count)
 
     def _restored(self, folder: Path) -> State:
         from safetensors.torch import load_file
@@ -388,8 +396,3 @@ class Training:
             self.state.peak_gpu_bytes = max(self.state.peak_gpu_bytes or 0, peak["gpu_bytes"])
         self.state.sensors = telemetry.merged(self.state.sensors, self.telemetry.taken())
         self._meters = now
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """The seed of a step's dropout: far apart for neighbouring steps and seeds (Knuth's multiplicative hash)."""
-    return (seed * 2654435761 + step * 40503) % 2**63

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 class Tracker:
     """Logs optimiser steps; a step that an interrupted run logged already is passed over."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the log in `folder`, where an earlier process of the same run may have left one."""
+    def __init__(self, folder: Path | None) -> None:
+        """Opens the log in `folder`, where an earlier process of the same run may have left one; None logs nothing."""
         self._live: Live | None = None
         self._logged = -1
+        if folder is None:
+            return
         try:
             import dvclive
 

@@ -1,0 +1,140 @@
+"""The stage as the parent of its ranks: how many there are, their start, and that none outlives another. In: params. Out: exit codes.
+
+The parent holds the run and publishes; a rank trains. Ranks meet over a file and the loopback device, so no port is opened to others.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.core.errors import UserError
+from stages.core.files import remove
+from stages.core.parallel import cores
+from stages.train.ranks import LOOPBACK, STORE
+from stages.train.stop import Stop
+
+if TYPE_CHECKING:
+    from stages.core.params import Params
+
+ROOT, PARALLEL = "LUTHIER_ROOT", "LUTHIER_PARALLEL"  # what the parent has decided
+WATCH_SECONDS = 0.1
+LAST_WORDS_SECONDS = 3.0  # for the first rank to say what ended it, before another's end is told
+
+
+def processes(params: "Params", device: str) -> int:
+    """How many processes train.
+
+    Args:
+        params: of the whole pipeline.
+        device: cpu or cuda.
+
+    Returns:
+        At least one.
+
+    Raises:
+        UserError: more are asked for than there are GPUs.
+    """
+    asked, parallel = params.runtime.processes, params.train.parallel
+    if parallel == "single":
+        return 1
+    if device == "cpu":
+        return 1 if asked == "auto" else asked
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if asked != "auto" and asked > gpus:
+        raise UserError(f"runtime.processes is {asked}, but PyTorch sees {gpus} CUDA device(s), and each process needs one; set it to auto")
+    return gpus if asked == "auto" else asked
+
+
+def decided(params: "Params", count: int) -> str:
+    """How the processes train.
+
+    Args:
+        params: of the whole pipeline.
+        count: of the processes.
+
+    Returns:
+        single | ddp | fsdp.
+
+    Raises:
+        UserError: DeepSpeed is asked for.
+    """
+    parallel = params.train.parallel
+    if parallel in ("zero2", "zero3"):
+        raise UserError(
+            f"train.parallel is {parallel}, and training through DeepSpeed is not built yet; take ddp, or fsdp for a base that does not "
+            f"fit one GPU"
+        )
+    if count == 1:
+        return "single"
+    return "ddp" if parallel == "auto" else parallel
+
+
+def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
+    """Starts the ranks and waits for them.
+
+    Args:
+        count: of them.
+        parallel: how they train: ddp | fsdp.
+        root: the folder of checkpoints.
+        stop: the signals caught; one is passed on to the first rank, which writes a checkpoint and ends.
+
+    Raises:
+        UserError: a rank died without a word.
+        SystemExit: the first rank ended with this code, and has said why.
+    """
+    meeting = root / "ranks"
+    remove(meeting)
+    meeting.mkdir(parents=True)
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))} if "OMP_NUM_THREADS" not in os.environ else {}
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(count):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), STORE: str((meeting / "store").absolute())}
+            environment = {**LOOPBACK, **os.environ, **threads, **place, ROOT: str(root), PARALLEL: parallel}
+            with open(meeting / f"rank-{rank}.txt", "wb") as words:
+                ranks.append(
+                    subprocess.Popen([sys.executable, "-m", "stages.train", *sys.argv[1:]], env=environment, stderr=words if rank else None)
+                )
+        _wait(ranks, meeting, stop)
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+        for process in ranks:
+            process.wait()
+        remove(meeting)
+
+
+def _wait(ranks: "list[subprocess.Popen[bytes]]", meeting: Path, stop: Stop) -> None:
+    """Returns when all have ended well; else raises, and it is for the caller to end the others."""
+    passed_on: int | None = None
+    while any(process.poll() is None for process in ranks):
+        if stop.number != passed_on and stop.number is not None and ranks[0].poll() is None:
+            passed_on = stop.number
+            ranks[0].send_signal(passed_on)
+        if any(process.poll() for process in ranks):
+            break
+        time.sleep(WATCH_SECONDS)
+    dead = next((rank for rank, process in enumerate(ranks) if process.poll()), None)
+    if dead is None:
+        return
+    code = ranks[dead].returncode
+    if dead and code > 0:  # it ended by an error, which the first rank may have met as well and tells better
+        end = time.monotonic() + LAST_WORDS_SECONDS
+        while ranks[0].poll() is None and time.monotonic() < end:
+            time.sleep(WATCH_SECONDS)
+        dead, code = (0, ranks[0].returncode) if ranks[0].poll() else (dead, code)
+    if dead == 0 and code > 0:
+        raise SystemExit(code)
+    words = (meeting / f"rank-{dead}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    said = f": {words[-1].removeprefix('train: ')}" if words else ""
+    raise UserError(
+        f"rank {dead} of {len(ranks)} (process {ranks[dead].pid}) {how}{said}; the other ranks were ended and nothing was published; "
+        f"the same command goes on from the last checkpoint"
+    )
