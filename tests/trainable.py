@@ -20,6 +20,7 @@ from stages.train.__main__ import make_plan
 from stages.train.choice import Choice, fused_model
 from stages.train.optimizer import make_optimizer
 from stages.train.plain import PlainModel
+from stages.train.ranks import Ranks
 from stages.train.room import Room
 from stages.train.sft import Training
 from stages.train.stop import Stop
@@ -95,7 +96,13 @@ def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: 
 
 
 def training(
-    base: Path, root: Path, rows: int = 12, validation: int = 4, runtime: dict[str, Any] | None = None, **settings: Any
+    base: Path,
+    root: Path,
+    rows: int = 12,
+    validation: int = 4,
+    runtime: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
+    **settings: Any,
 ) -> Training:
     """A training of the tiny base in this process, before its first step; the settings change params.yaml's train."""
     import torch
@@ -107,7 +114,7 @@ def training(
     train_rows = in_memory(token_rows(rows, 380))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
     return around(
-        adapter.attach(model, train, [], seed=1), train, root, train_rows, in_memory(token_rows(validation, 380, seed=1)), runtime
+        adapter.attach(model, train, [], seed=1), train, root, train_rows, in_memory(token_rows(validation, 380, seed=1)), runtime, ranks
     )
 
 
@@ -117,7 +124,13 @@ def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
 
 
 def around(
-    model: Any, train: Train, root: Path, rows: list[TokenRow], validation: list[TokenRow], runtime: dict[str, Any] | None = None
+    model: Any,
+    train: Train,
+    root: Path,
+    rows: list[TokenRow],
+    validation: list[TokenRow],
+    runtime: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Training:
     """A training of a model with its adapter, wherever it is; on the fused path where train.kernels asks for it."""
     device = model.device.type
@@ -142,7 +155,8 @@ def around(
         runtime=Runtime.model_validate({**load_params(tiny.ROOT / "params.yaml").runtime.model_dump(), **(runtime or {})}),
         seed=1,
         root=root,
-        room=Room(root, plain.layers - recomputed, False, None if fused is None else tokens),
-        tracker=Tracker(root / "live"),
+        room=Room(root, plain.layers - recomputed, False, None if fused is None else tokens, ranks is None or ranks.first),
+        tracker=Tracker(root / "live" if ranks is None or ranks.first else None),
         stop=Stop(),
+        ranks=ranks or Ranks(),
     )

@@ -1,0 +1,97 @@
+"""Several processes train as one: the same course, adapter and decisions, whatever their number. The processes are real, over gloo."""
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.train import adapter
+from stages.train.batches import deal
+from stages.train.dry_run import rehearse
+from stages.train.ranks import Ranks, join
+from tests import trainable
+
+STEPS = {"epochs": 2.0, "learning_rate": 1e-2, "eval_every": 2, "effective_batch": 5}
+# what each case changes; every one is trained by one process and by two, the first by four as well
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fused": {"kernels": "fused", "neftune_alpha": 5.0},
+    "early": {"early_stop": 1, "learning_rate": 0.05, "batching": "pack"},
+}
+
+
+def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str, Any]:
+    """One training of a case: its course and adapter."""
+    training = trainable.training(base, root, ranks=ranks, rows=18, **{**STEPS, **CASES[case]})
+    rehearse(training)
+    reason = training.fit()
+    state = training.state
+    course = [point[name] for point in state.train for name in ("loss", "grad_norm")]
+    return {
+        "reason": reason,
+        "course": course,
+        "validation": [point["loss"] for point in state.validation],
+        "adapter": {name: tensor.tolist() for name, tensor in adapter.copied(training.parameters).items()},
+    }
+
+
+def work(rank: int, count: int, base: Path, out: Path) -> None:
+    """What a rank does in these tests."""
+    torch.set_num_threads(1)
+    import os
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LUTHIER_STORE": str(out / "store"), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = join("cpu")
+    for case in list(CASES)[: 1 if count > 2 else None]:
+        found = trained(base, out / case, case, ranks)
+        (out / f"{case}-{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def courses(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """What every rank found, by the number of ranks and the case."""
+    torch.set_num_threads(1)
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    spawn = multiprocessing.get_context("spawn")
+    for count in (2, 4):
+        out = tmp_path_factory.mktemp(f"ranks{count}")
+        processes = [spawn.Process(target=work, args=(rank, count, tiny_base, out)) for rank in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0] * count
+        for case in list(CASES)[: 1 if count > 2 else None]:
+            found[count, case] = [json.loads((out / f"{case}-{rank}.json").read_text()) for rank in range(count)]
+    for case in CASES:
+        found[1, case] = [trained(tiny_base, tmp_path_factory.mktemp("alone"), case, None)]
+    return found
+
+
+@pytest.mark.parametrize(("count", "case"), [*((2, case) for case in CASES), (4, "plain")])
+def test_ranks_train_as_one_process_does(courses: dict[tuple[int, str], list[dict[str, Any]]], count: int, case: str) -> None:
+    (alone,), together = courses[1, case], courses[count, case]
+    assert together[0]["reason"] == alone["reason"]
+    assert together[0]["course"] == pytest.approx(alone["course"], rel=1e-4)
+    assert together[0]["validation"] == pytest.approx(alone["validation"], rel=1e-5)
+    assert list(together[0]["adapter"]) == list(alone["adapter"])
+    for name, values in alone["adapter"].items():
+        assert torch.tensor(together[0]["adapter"][name]) == pytest.approx(torch.tensor(values), rel=1e-2, abs=2e-4)
+
+
+def test_every_rank_holds_the_same_adapter(courses: dict[tuple[int, str], list[dict[str, Any]]]) -> None:
+    for first, *others in courses.values():
+        assert all(other["adapter"] == first["adapter"] and other["course"] == first["course"] for other in others)
+
+
+@given(lengths=st.lists(st.integers(1, 4000), min_size=1, max_size=40), ranks=st.integers(1, 8))
+def test_rows_are_dealt_so_that_no_rank_has_a_row_too_many(lengths: list[int], ranks: int) -> None:
+    dealt = deal(range(len(lengths)), lengths, ranks)
+    assert sorted(row for rows in dealt for row in rows) == list(range(len(lengths)))
+    tokens = [sum(lengths[row] for row in rows) for rows in dealt]
+    assert max(tokens) - min(tokens) <= max(lengths)
