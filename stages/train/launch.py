@@ -77,15 +77,13 @@ def decided(params: "Params", count: int) -> str:
 def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
     """Starts the ranks and waits for them.
 
+    Where the first ends with a code, having said why, this process ends with it too; a rank that dies without a word is a UserError.
+
     Args:
         count: of them.
         parallel: how they train: ddp | fsdp.
         root: the folder of checkpoints.
         stop: the signals caught; one is passed on to the first rank, which writes a checkpoint and ends.
-
-    Raises:
-        UserError: a rank died without a word.
-        SystemExit: the first rank ended with this code, and has said why.
     """
     meeting = root / "ranks"
     remove(meeting)
