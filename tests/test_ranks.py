@@ -17,12 +17,19 @@ from stages.train.ranks import Ranks, join
 from tests import trainable
 
 STEPS = {"epochs": 2.0, "learning_rate": 1e-2, "eval_every": 2, "effective_batch": 5}
-# what each case changes; every one is trained by one process and by two, the first by four as well
+# what each case changes; the processes of a number train one after the other
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "fused": {"kernels": "fused", "neftune_alpha": 5.0},
+    "fsdp": {"parallel": "fsdp", "recompute": 1},
+    "fsdp_fused": {"parallel": "fsdp", "kernels": "fused"},
     "early": {"early_stop": 1, "learning_rate": 0.05, "batching": "pack"},
 }
+
+
+def cases(count: int) -> list[str]:
+    """What is trained by so many processes."""
+    return list(CASES) if count == 2 else ["plain", "fsdp"]
 
 
 def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def work(rank: int, count: int, base: Path, out: Path) -> None:
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LUTHIER_STORE": str(out / "store"), "GLOO_SOCKET_IFNAME": "lo"}
     ranks = join("cpu")
-    for case in list(CASES)[: 1 if count > 2 else None]:
+    for case in cases(count):
         found = trained(base, out / case, case, ranks)
         (out / f"{case}-{rank}.json").write_text(json.dumps(found))
 
@@ -66,14 +73,14 @@ def courses(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[t
         for process in processes:
             process.join(120)
         assert [process.exitcode for process in processes] == [0] * count
-        for case in list(CASES)[: 1 if count > 2 else None]:
+        for case in cases(count):
             found[count, case] = [json.loads((out / f"{case}-{rank}.json").read_text()) for rank in range(count)]
     for case in CASES:
         found[1, case] = [trained(tiny_base, tmp_path_factory.mktemp("alone"), case, None)]
     return found
 
 
-@pytest.mark.parametrize(("count", "case"), [*((2, case) for case in CASES), (4, "plain")])
+@pytest.mark.parametrize(("count", "case"), [(count, case) for count in (2, 4) for case in cases(count)])
 def test_ranks_train_as_one_process_does(courses: dict[tuple[int, str], list[dict[str, Any]]], count: int, case: str) -> None:
     (alone,), together = courses[1, case], courses[count, case]
     assert together[0]["reason"] == alone["reason"]

@@ -15,6 +15,7 @@ import numpy as np
 from stages.core.batches import TokenRow
 from stages.core.models import NEW_TOKENS, digests
 from stages.core.params import Runtime, Train, load_params
+from stages.core.streaming import decoder_layers
 from stages.train import adapter
 from stages.train.__main__ import make_plan
 from stages.train.choice import Choice, fused_model
@@ -23,6 +24,7 @@ from stages.train.plain import PlainModel
 from stages.train.ranks import Ranks
 from stages.train.room import Room
 from stages.train.sft import Training
+from stages.train.shards import Shards
 from stages.train.stop import Stop
 from stages.train.tracking import Tracker
 from tests import tiny
@@ -113,9 +115,13 @@ def training(
     train = Train.model_validate({**params.train.model_dump(), **plain, **settings})
     train_rows = in_memory(token_rows(rows, 380))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
-    return around(
-        adapter.attach(model, train, [], seed=1), train, root, train_rows, in_memory(token_rows(validation, 380, seed=1)), runtime, ranks
-    )
+    shards = Shards(ranks) if ranks is not None and train.parallel == "fsdp" else None
+    if shards is not None:
+        for number, layer in enumerate(decoder_layers(model)):
+            shards.take(number, layer)
+        shards.watch(decoder_layers(model))
+    validation_rows = in_memory(token_rows(validation, 380, seed=1))
+    return around(adapter.attach(model, train, [], seed=1), train, root, train_rows, validation_rows, runtime, ranks, shards)
 
 
 def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
@@ -131,6 +137,7 @@ def around(
     validation: list[TokenRow],
     runtime: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
+    shards: Shards | None = None,
 ) -> Training:
     """A training of a model with its adapter, wherever it is; on the fused path where train.kernels asks for it."""
     device = model.device.type
@@ -140,7 +147,7 @@ def around(
     recomputed = {"none": 0, "auto": 0, "all": plain.layers}.get(str(train.recompute), train.recompute)
     assert isinstance(recomputed, int)
     chosen = Choice("fused" if train.kernels == "fused" else "plain", None, tokens, recomputed, False, tokens, None)
-    fused = fused_model(chosen, model)
+    fused = fused_model(chosen, model, shards)
     root.mkdir(parents=True, exist_ok=True)
     return Training(
         model=model,
@@ -159,4 +166,5 @@ def around(
         tracker=Tracker(root / "live" if ranks is None or ranks.first else None),
         stop=Stop(),
         ranks=ranks or Ranks(),
+        shards=shards,
     )

@@ -174,7 +174,7 @@ def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocab
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    _silence()
+    silence()
     dtype = compute_dtype(numerics, device)
     quantization = None
     if numerics.quantization == "nf4":
@@ -193,15 +193,26 @@ def load_base(manifest: dict[str, Any], numerics: "Numerics", device: str, vocab
     if quantization is not None and device == "cpu":
         model = model.dequantize(dtype)
         del model.is_loaded_in_4bit
-    if vocabulary is not None and vocabulary > manifest["vocabulary"]:
-        # the mean of the old rows, and not a random draw, so that every stage that loads the base resizes it alike
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
-        _mean_rows(model, vocabulary - int(manifest["vocabulary"]))
+    widened(model, manifest, vocabulary)
     model.eval().requires_grad_(False)
     return model
 
 
-def _silence() -> None:
+def widened(model: "PreTrainedModel", manifest: dict[str, Any], vocabulary: int | None) -> None:
+    """Gives the embeddings of a base as it was fetched as many rows as there are tokens, where it has fewer.
+
+    Args:
+        model: changed in place.
+        manifest: as `read_manifest` gives it.
+        vocabulary: rows the embedding must have at least, or None to leave it.
+    """
+    if vocabulary is not None and vocabulary > manifest["vocabulary"]:
+        # the mean of the old rows, and not a random draw, so that every stage that loads the base resizes it alike
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        _mean_rows(model, vocabulary - int(manifest["vocabulary"]))
+
+
+def silence() -> None:
     """Keeps the libraries' loading bars and remarks on kernels off the terminal; errors still show."""
     import logging
     import warnings

@@ -22,6 +22,7 @@ from stages.core.models import compute_dtype, device_of, load_base, load_tokeniz
 from stages.core.params import Params, Train, load_params
 from stages.core.runs import die_with_parent, digest, held_run, stage_inputs
 from stages.core.stage import run_stage
+from stages.core.streaming import decoder_layers, stream_base
 from stages.train import adapter, checkpoints, choice, launch, machine, ranks
 from stages.train.batches import Step, computed_tokens, plan
 from stages.train.dry_run import rehearse
@@ -39,6 +40,9 @@ from stages.train.tracking import Tracker
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from stages.train.shards import Shards
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: resumable
 
@@ -162,7 +166,8 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     if device == "cuda":
         machine.cap_memory(params.runtime.gpu_memory_gib)
     matmul_rate = machine.matmul_rate(device)
-    base = load_base(manifest, params.numerics, device, len(tokenizer))
+    base, shards = load(manifest, params, device, len(tokenizer), joined, parallel)
+    loaded = machine.peak_memory(device)
     check_base(base)
     probe = (validation or rows)[0]
     before = probe_logits(base, probe, device)
@@ -177,7 +182,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         checkpoints.check_room(root, 4 * weights * copies)
     plain = PlainModel(model, settings.batching, dtype, tokenizer.pad_token_id or 0)
     chosen = choice.choose(params, model, plain.layers, [len(row.input_ids) for row in rows], manifest, root, joined)
-    fused = choice.fused_model(chosen, model)
+    fused = choice.fused_model(chosen, model, shards)
     training = Training(
         model=model,
         plain=plain,
@@ -196,6 +201,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         stop=stop,
         matmul_rate=matmul_rate,
         ranks=joined,
+        shards=shards,
     )
     deterministic = settle_determinism(training)
     differences = check_kernels(training) if fused is not None else None
@@ -205,7 +211,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     reason = training.fit()
     tensors, config = adapter.published(model, initial, manifest["name"])
     gates = adapter.check_not_inert(tensors, before, probe_logits(model, probe, device))
-    peaks = joined.gathered(machine.peak_memory(device))
+    peaks = joined.gathered({"loaded": loaded, "trained": machine.peak_memory(device)})
     facts = {
         "training": {
             "method": "sft",
@@ -236,6 +242,32 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     if not joined.first:
         return
     checkpoints.write(finished, {WEIGHTS: tensors, USED: used(training)}, {CONFIG: config, STATE: asdict(training.state), FACTS: facts})
+
+
+def load(
+    manifest: dict[str, Any], params: Params, device: str, vocabulary: int, joined: Ranks, parallel: str
+) -> "tuple[PreTrainedModel, Shards | None]":
+    """The base, whole or with this rank's part of its layers.
+
+    Args:
+        manifest: of the base.
+        params: of the whole pipeline.
+        device: cpu or cuda.
+        vocabulary: rows the embedding must have at least.
+        joined: this process among those that train.
+        parallel: single | ddp | fsdp.
+
+    Returns:
+        The base, and what holds its layers where they are split.
+    """
+    if parallel != "fsdp":
+        return load_base(manifest, params.numerics, device, vocabulary), None
+    from stages.train.shards import Shards
+
+    shards = Shards(joined)
+    base = stream_base(manifest, params.numerics, device, vocabulary, shards.take)
+    shards.watch(decoder_layers(base))
+    return base, shards
 
 
 def make_plan(rows: Sequence[TokenRow], settings: Train, tokens: int, batching: str, device: str, seed: int) -> list[Step]:

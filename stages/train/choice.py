@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from stages.core.params import Params
     from stages.train.fused.model import FusedModel
+    from stages.train.shards import Shards
 
 FILE = "choice.json"
 CPU_TOKENS = 1024  # a processor gains nothing from more at once
@@ -162,14 +163,14 @@ def told(choice: Choice, layers: int) -> str:
     return ", ".join(words)
 
 
-def fused_model(choice: Choice, model: "PeftModel") -> "FusedModel | None":
-    """The fused path over a model, or None where the plain one is chosen."""
+def fused_model(choice: Choice, model: "PeftModel", shards: "Shards | None" = None) -> "FusedModel | None":
+    """The fused path over a model, whole or in shards; None where the plain one is chosen."""
     if choice.path == "plain":
         return None
     from stages.train.fused.model import FusedModel
 
     assert choice.mlp_tokens is not None
-    made = FusedModel(model, None, choice.offload, choice.mlp_tokens)
+    made = FusedModel(model, None, choice.offload, choice.mlp_tokens, shards)
     made.kept = made.layers - choice.recomputed
     return made
 

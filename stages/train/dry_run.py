@@ -11,12 +11,11 @@ from stages.core.batches import TokenRow
 from stages.train import adapter, machine
 from stages.train.batches import computed_tokens
 from stages.train.optimizer import optimizer_state, restore_optimizer
+from stages.train.passes import MicroBatch, passes
 from stages.train.room import OutOfRoom, free_cache, watched
 
 if TYPE_CHECKING:
     from stages.train.sft import Training
-
-MicroBatch = tuple[int, ...]
 
 
 def worst(micro_batches: Sequence[MicroBatch], rows: Sequence[TokenRow], batching: str) -> list[MicroBatch]:
@@ -113,7 +112,7 @@ def _attempt(training: "Training") -> str:
 
 def _passed(training: "Training", micro_batches: Sequence[MicroBatch], rows: Sequence[TokenRow]) -> None:
     """The same passes on every rank, so that each finds out whether they fit it."""
-    _, failed = training.passes([micro_batches] * training.ranks.count, rows, 1.0)
+    _, failed = passes(training, [micro_batches] * training.ranks.count, rows, 1.0)
     _agree(training, None if failed is None else micro_batches[failed])
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.core.batches import Batch, TokenRow, collate, sent
+from stages.core.streaming import decoder_layers
 from stages.train.neftune import noise
 
 if TYPE_CHECKING:
@@ -45,13 +46,12 @@ class PlainModel:
             pad: the padding token.
         """
         from torch.utils.checkpoint import checkpoint
-        from transformers.modeling_layers import GradientCheckpointingLayer
 
         self.model, self.batching, self.dtype, self.pad = model, batching, dtype, pad
         self.device = model.device.type
         self.neftune = None
         base: Any = model.get_base_model()
-        self._decoder: list[Any] = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._decoder: list[Any] = decoder_layers(base)
         for layer in self._decoder:
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self.layers = self._kept = len(self._decoder)

@@ -19,6 +19,7 @@ from stages.train import adapter, checkpoints, machine, telemetry
 from stages.train.batches import Step, computed_tokens, cut, deal, fill
 from stages.train.neftune import STEP_SEEDS
 from stages.train.optimizer import learning_rate, optimizer_state, restore_optimizer, set_learning_rate
+from stages.train.passes import MicroBatch, passes, summed
 from stages.train.plain import PlainModel
 from stages.train.ranks import Gradients, Ranks
 from stages.train.recovery import approved, hear
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from stages.core.params import Runtime, Train
     from stages.train.fused.model import FusedModel
-MicroBatch = tuple[int, ...]
+    from stages.train.shards import Shards
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Training:
         stop: the signals that were caught.
         matmul_rate: of the GPU in FLOP/s (machine.matmul_rate), or None.
         ranks: this process among those that train together.
+        shards: that hold the base's layers in part, or None.
         state: where it is.
         best: the adapter of the lowest validation loss, kept where early_stop is set.
     """
@@ -80,6 +82,7 @@ class Training:
     stop: Stop
     matmul_rate: float | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    shards: "Shards | None" = None
     state: State = field(default_factory=State)
     best: adapter.Tensors | None = None
 
@@ -192,7 +195,7 @@ class Training:
         shares = self.shares(step, step.number)
         micro_batches = [micro_batch for share in shares for micro_batch in share]
         largest = max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))
-        found, failed = self.passes(shares, self.rows, targets)
+        found, failed = passes(self, shares, self.rows, targets)
         with self._alone(largest):
             losses, failed = self.gradients.exchange(found, sum(map(len, shares[: self.ranks.rank])), len(micro_batches), failed)
         if failed is not None:
@@ -205,49 +208,6 @@ class Training:
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
         return {"loss": sum(losses), "grad_norm": norm, "learning_rate": rate}
-
-    def passes(
-        self, shares: Sequence[Sequence[MicroBatch]], rows: Sequence[TokenRow], of: float
-    ) -> "tuple[list[torch.Tensor], int | None]":
-        """The forward passes of this rank's micro-batches, each with its backward where gradients are on.
-
-        Args:
-            shares: every rank's micro-batches.
-            rows: that they number.
-            of: what each summed loss is divided by.
-
-        Returns:
-            Their losses, and the number of the micro-batch that found no memory, after which nothing more was computed, or None.
-        """
-        import torch
-
-        losses: list[torch.Tensor] = []
-        for number, micro_batch in enumerate(shares[self.ranks.rank]):
-            self.stop.check()
-            try:
-                with watched(micro_batch):
-                    loss = self.engine.summed_loss([rows[row] for row in micro_batch]) / of
-                    if torch.is_grad_enabled():
-                        loss.backward()
-            except OutOfRoom:
-                return losses, number
-            losses.append(loss.detach())
-        return losses, None
-
-    def _summed(self, shares: Sequence[Sequence[MicroBatch]], rows: Sequence[TokenRow]) -> float:
-        """The loss of all ranks' micro-batches together, to the bit the same whoever computed them."""
-        import torch
-
-        rank, ranks = self.ranks.rank, self.ranks.count
-        with torch.no_grad():
-            found, failed = self.passes(shares, rows, 1.0)
-        agreed = self.ranks.first_of(None if failed is None else shares[rank][failed])
-        if agreed is not None:
-            raise OutOfRoom(agreed)
-        losses = torch.zeros(ranks * max(map(len, shares)), dtype=torch.float64, device=self.model.device)
-        if found:
-            losses[rank::ranks][: len(found)] = torch.stack(found).double()
-        return float(sum(self.ranks.summed(losses).tolist()))
 
     def _alone(self, rows: MicroBatch) -> contextlib.AbstractContextManager[None]:
         """`watched` for what one process can do again; of several, memory that runs out between the passes ends them."""
@@ -263,7 +223,7 @@ class Training:
         """A step's loss as the model is now, with the step's own dropout; nothing is learnt."""
         self.ready("train", step.number)
         self._seed(step.number)
-        return self._summed(self.shares(step, step.number), self.rows) / sum(self.rows[row].targets for row in step.rows)
+        return summed(self, self.shares(step, step.number), self.rows) / sum(self.rows[row].targets for row in step.rows)
 
     def ready(self, work: str, step: int) -> None:
         """Sets the model up for the training of a step, or for the validation after it."""
@@ -340,7 +300,7 @@ class Training:
     def _summed_validation_loss(self) -> float:
         self.ready("validation", self.state.step)
         micro_batches = self.validation_batches(self.state.step)
-        return self._summed([micro_batches[rank :: self.ranks.count] for rank in range(self.ranks.count)], self.validation)
+        return summed(self, [micro_batches[rank :: self.ranks.count] for rank in range(self.ranks.count)], self.validation)
 
     def save(self) -> None:
         """Writes a checkpoint, unless nothing was done since the last."""

@@ -13,6 +13,7 @@ from stages.train.fused import attention, ops
 from stages.train.fused.attention import Rows
 from stages.train.fused.linear import Group, Matrix
 from stages.train.fused.parked import Parked
+from stages.train.shards import Shards
 
 
 @dataclass(slots=True)
@@ -47,22 +48,24 @@ class Layer:
 
     parameters: list[torch.nn.Parameter]
 
-    def __init__(self, module: Any, number: int, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any, number: int, dtype: torch.dtype, shards: Shards | None = None) -> None:
         """Takes the layer's modules.
 
         Args:
             module: the decoder layer.
             number: its place in the model, from 0.
             dtype: of the activations.
+            shards: that hold its weights in part, or None.
         """
         attend, mlp = module.self_attn, module.mlp
-        self.number = number
+        self.number, self.shards = number, shards
+        lent = shards is not None
         self.head_dim: int = attend.head_dim
         self.scale: float = attend.scaling
-        self.qkv = Group([attend.q_proj, attend.k_proj, attend.v_proj], dtype)
-        self.output = Group([attend.o_proj], dtype)
-        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype)
-        self.down = Group([mlp.down_proj], dtype)
+        self.qkv = Group([attend.q_proj, attend.k_proj, attend.v_proj], dtype, lent)
+        self.output = Group([attend.o_proj], dtype, lent)
+        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], dtype, lent)
+        self.down = Group([mlp.down_proj], dtype, lent)
         self.first_norm, self.second_norm = module.input_layernorm, module.post_attention_layernorm
         self.q_norm: Any = getattr(attend, "q_norm", None)  # Qwen3's
         self.k_norm: Any = getattr(attend, "k_norm", None)
@@ -230,6 +233,8 @@ class DecoderLayer(torch.autograd.Function):
             `[tokens, hidden]`.
         """
         ctx.layer, ctx.rows, ctx.keep, ctx.chunk, ctx.parked = layer, rows, keep, chunk, parked
+        if layer.shards is not None:
+            layer.shards.need(layer.number, 1)
         attended = layer.attend(x, rows, layer.qkv.matrix())
         mid = layer.middle(x, attended.out, layer.output.matrix())
         if keep:
@@ -257,6 +262,8 @@ class DecoderLayer(torch.autograd.Function):
         """
         layer, rows = ctx.layer, ctx.rows
         (grad,) = gradients
+        if layer.shards is not None:
+            layer.shards.need(layer.number, -1)
         if ctx.keep:
             x, mid, gate_up, thin, out, qkv, q, k, v, *rest = ctx.saved_tensors
             norms = 0 if layer.q_norm is None else 2

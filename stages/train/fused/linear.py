@@ -97,12 +97,13 @@ class Group:
     ranks: int
     parameters: list[torch.nn.Parameter]
 
-    def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, lent: bool = False) -> None:
         """Takes the layers. Their weights, packed or not, and their LoRA parameters become views of one tensor a group.
 
         Args:
             layers: as they lie in the model.
             dtype: of the activations.
+            lent: whether the weights lie end to end in a buffer that holds them only while they are used (stages/train/shards.py).
         """
         bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         weights = [base.weight for base in bases]
@@ -119,8 +120,11 @@ class Group:
         self.bias = _bias(bases, dtype)
         self._packed: list[Packed] = []
         self._dense: torch.Tensor | None = None
+        self._lent: torch.Tensor | None = None
         if hasattr(weights[0], "quant_state"):
             self._packed = _pack(weights, self.rows)
+        elif lent:
+            self._lent = joined([weight.data for weight in weights]).view(self.height, self.width)
         else:
             self._dense = self._empty()
             for rows, weight in zip(self.rows, weights, strict=True):
@@ -134,6 +138,11 @@ class Group:
         """The matrix with the adapter as it is now; of packed weights a new one, which goes when it is no longer held."""
         if self._dense is not None:
             laid = self._dense
+            if self._adapters is not None:
+                ops.lay(None, self._adapters, self.width, laid)
+        elif self._lent is not None:
+            laid = self._empty()
+            laid[: self.height, : self.width] = self._lent
             if self._adapters is not None:
                 ops.lay(None, self._adapters, self.width, laid)
         else:
@@ -249,8 +258,8 @@ def _pack(weights: Sequence[Any], rows: Sequence[slice]) -> list[Packed]:
 
 def _piece(weights: Sequence[Any], rows: slice) -> Packed:
     states = [weight.quant_state for weight in weights]
-    data = torch.cat([weight.data.flatten() for weight in weights])
-    scale = torch.cat([state.absmax for state in states])
+    data = joined([weight.data for weight in weights])
+    scale = joined([state.absmax for state in states])
     scale_scale = torch.cat([state.state2.absmax for state in states])
     offset = torch.cat([state.offset.expand(len(state.state2.absmax)) for state in states])
     for weight, own, own_scale in zip(
@@ -260,6 +269,17 @@ def _piece(weights: Sequence[Any], rows: slice) -> Packed:
         weight.quant_state.absmax = own_scale
     block = next(size for size in (1024, 512, 256, 128, 64, 32) if data.numel() % size == 0)
     return Packed(rows, data, states[0].code, scale, states[0].state2.code, scale_scale, offset, block)
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors end to end in one dimension: a view where they lie so already, else a copy."""
+    first, end = tensors[0], tensors[0].data_ptr()
+    storage = first.untyped_storage()
+    for tensor in tensors:
+        if tensor.untyped_storage().data_ptr() != storage.data_ptr() or tensor.data_ptr() != end:
+            return torch.cat([tensor.flatten() for tensor in tensors])
+        end += tensor.numel() * tensor.element_size()
+    return first.new_empty(0).set_(storage, first.storage_offset(), (sum(tensor.numel() for tensor in tensors),), (1,))
 
 
 def _bias(bases: Sequence[Any], dtype: torch.dtype) -> torch.Tensor | None:

@@ -15,6 +15,7 @@ from stages.train.fused.head import Head
 from stages.train.fused.layer import DecoderLayer, Layer
 from stages.train.fused.parked import Parked
 from stages.train.neftune import noise
+from stages.train.shards import Shards
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,7 +100,7 @@ class FusedModel:
     mlp_tokens: int
     neftune: float | None
 
-    def __init__(self, model: "PeftModel", kept: int | None, offload: bool, mlp_tokens: int) -> None:
+    def __init__(self, model: "PeftModel", kept: int | None, offload: bool, mlp_tokens: int, shards: Shards | None = None) -> None:
         """Reads the model's modules; `why_not` says whether it can.
 
         Args:
@@ -107,10 +108,11 @@ class FusedModel:
             kept: as the attribute.
             offload: as the attribute.
             mlp_tokens: as the attribute.
+            shards: that hold the layers' weights in part, or None.
         """
         base: Any = model.get_base_model()
         self._base = base
-        self._decoder = [Layer(module, number, base.dtype) for number, module in enumerate(base.model.layers)]
+        self._decoder = [Layer(module, number, base.dtype, shards) for number, module in enumerate(base.model.layers)]
         self.layers = len(self._decoder)
         self.kept = self.layers if kept is None else kept
         self.offload = offload
