@@ -5,10 +5,12 @@ is quantised before the next is drawn, so that a 32B base takes no more memory w
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.core.params import load_params
+from stages.core.streaming import decoder_layers
 from stages.train import adapter
 
 if TYPE_CHECKING:
@@ -16,7 +18,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = {"1b": "Llama-3.2-1B", "7b": "Qwen2.5-7B", "8b": "Llama-3.1-8B", "13b": "Llama-2-13B", "32b": "Qwen2.5-32B"}
+SHAPES = {
+    "1b": "Llama-3.2-1B",
+    "7b": "Qwen2.5-7B",
+    "8b": "Llama-3.1-8B",
+    "13b": "Llama-2-13B",
+    "32b": "Qwen2.5-32B",
+    "70b": "Llama-3.1-70B",
+}
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -38,15 +47,23 @@ def config_of(shape: str) -> dict[str, Any]:
     return config
 
 
-def build(shape: str, quantization: str, rank: int, device: str = "cuda", dtype: "torch.dtype | None" = None) -> "PeftModel":
+def build(
+    shape: str,
+    quantization: str,
+    rank: int,
+    device: str = "cuda",
+    dtype: "torch.dtype | None" = None,
+    take: "Callable[[int, torch.nn.Module], None] | None" = None,
+) -> "PeftModel":
     """A base of the shape with a fresh LoRA on all linear layers.
 
     Args:
-        shape: 1b | 7b | 8b | 13b | 32b | tiny.
+        shape: 1b | 7b | 8b | 13b | 32b | 70b | tiny.
         quantization: nf4 (double-quantised, CUDA only) | none.
         rank: of the LoRA, whose parameters are float32.
         device: cuda | cpu.
         dtype: of the base's weights that are not quantised, and of the products; None takes bfloat16.
+        take: called with the number of each decoder layer and the layer, once it is made; it may keep a part (Shards.take).
 
     Returns:
         The model in training mode, base frozen.
@@ -62,11 +79,15 @@ def build(shape: str, quantization: str, rank: int, device: str = "cuda", dtype:
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     torch.manual_seed(0)
     head = base.get_output_embeddings()
+    layers = decoder_layers(base)
+    last = {id(list(layer.modules())[-1]): number for number, layer in enumerate(layers)}
     for name, module in list(base.named_modules()):
         if quantization == "nf4" and isinstance(module, torch.nn.Linear) and module is not head:
             base.set_submodule(name, _quantized(module, device, dtype))
         else:
             _fill(module, device, dtype)
+        if take is not None and id(module) in last:
+            take(last[id(module)], layers[last[id(module)]])
     rotary = base.model.rotary_emb
     base.model.rotary_emb = type(rotary)(config).to(device)  # its buffers are computed, not drawn
     base.tie_weights()

@@ -60,8 +60,8 @@ WORDS = {
 }
 
 
-def make_base(folder: Path, seed: int = 0) -> Path:
-    """Writes a random Llama of two layers and 64 dimensions with a byte-level BPE tokenizer of about 400 tokens; equal seeds, equal bytes.
+def make_base(folder: Path, seed: int = 0, layers: int = 2) -> Path:
+    """Writes a random Llama of 64 dimensions with a byte-level BPE tokenizer of about 400 tokens; equal seeds, equal bytes.
 
     Returns:
         The folder, fit for `model.source: folder`.
@@ -88,7 +88,7 @@ def make_base(folder: Path, seed: int = 0) -> Path:
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=len(fast),

@@ -56,6 +56,13 @@ def write_tokens(path: Path, rows: Sequence[Tokens]) -> None:
 def prepare(root: Path, base: Path, rows: int = 24, validation: int = 6, **changes: Any) -> Path:
     """Copies the repository and gives train its inputs."""
     tiny.make_workspace(root, base)
+    inputs(root, base, rows, validation)
+    tiny.edit_params(root, train__target_modules="all-linear", **changes)
+    return root
+
+
+def inputs(root: Path, base: Path, rows: int, validation: int) -> None:
+    """Writes what train reads into a workspace."""
     files = sorted(path for path in base.iterdir() if path.is_file())
     listed = [{"path": p.name, "bytes": p.stat().st_size, "sha256": d} for p, d in zip(files, digests(files), strict=True)]
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
@@ -71,8 +78,6 @@ def prepare(root: Path, base: Path, rows: int = 24, validation: int = 6, **chang
         if (base / name).is_file():
             shutil.copy(base / name, folder)
     (folder / NEW_TOKENS).write_text("{}")
-    tiny.edit_params(root, train__target_modules="all-linear", **changes)
-    return root
 
 
 def start(root: Path, code: str = "") -> subprocess.Popen[str]:

@@ -1,0 +1,273 @@
+"""Several GPUs of one host: scaling of ddp, and shapes that fit one card only in parts (fsdp). In: cells. Out: results/parallel.json.
+
+Usage: python -m benchmarks.parallel [--cells NAME ...] [--out FILE]
+Bases of published shapes with random NF4 weights, made layer by layer where they are trained; every row is trained on whole. A cell is
+a set of processes of its own, one a GPU. `accelerate` is transformers, PEFT and accelerate's DDP as their documentation has them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines import Padded, drawn
+
+RANK = 16
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+CELL_SECONDS = 150
+RESULTS = Path(__file__).parent / "results/parallel.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        shape: of benchmarks.shapes.
+        engine: luthier | accelerate.
+        parallel: single | ddp | fsdp.
+        ranks: processes, one a GPU.
+        rows: of each forward pass.
+        tokens: of each row.
+        passes: of each rank in an optimizer step.
+        kept: layers that keep their activations (luthier); the others, and all of accelerate's, are recomputed.
+        cap_gib: of each GPU's memory, or None.
+        warm: steps before the clock starts.
+        steps: timed.
+    """
+
+    shape: str
+    engine: str
+    parallel: str
+    ranks: int
+    rows: int
+    tokens: int
+    passes: int
+    kept: int = 0
+    cap_gib: float | None = None
+    warm: int = 2
+    steps: int = 5
+
+
+CELLS = {
+    "8b-single": Cell("8b", "luthier", "single", 1, 4, 2048, 4),
+    "8b-ddp2": Cell("8b", "luthier", "ddp", 2, 4, 2048, 4),
+    "8b-fsdp2": Cell("8b", "luthier", "fsdp", 2, 4, 2048, 4),
+    "8b-accelerate1": Cell("8b", "accelerate", "single", 1, 4, 2048, 4),
+    "8b-accelerate2": Cell("8b", "accelerate", "ddp", 2, 4, 2048, 4),
+    "32b-fsdp2-24gib": Cell("32b", "luthier", "fsdp", 2, 1, 2048, 4, cap_gib=24.0),
+    "32b-fsdp2": Cell("32b", "luthier", "fsdp", 2, 4, 2048, 2, cap_gib=40.0),
+    "70b-fsdp2": Cell("70b", "luthier", "fsdp", 2, 2, 2048, 2, cap_gib=40.0),
+    "70b-fsdp2-long": Cell("70b", "luthier", "fsdp", 2, 4, 2048, 2, cap_gib=48.0),
+}
+
+
+class Luthier:
+    """The train stage's own parts on the fused path: shards, gradients, micro-batches, optimizer."""
+
+    def __init__(self, cell: Cell, ranks: Any) -> None:
+        """Builds the base and its adapter."""
+        import torch
+
+        from benchmarks.shapes import build
+        from stages.train import adapter
+        from stages.train.fused.model import FusedModel
+        from stages.train.ranks import Gradients
+        from stages.train.shards import Shards
+
+        shards = Shards(ranks) if cell.parallel == "fsdp" else None
+        self.shards, self.ranks, self.cell = shards, ranks, cell
+        model = build(cell.shape, "nf4", RANK, take=None if shards is None else shards.take)
+        self.fused = FusedModel(model, cell.kept, False, cell.rows * cell.tokens, shards)
+        parameters = adapter.trainable(model)
+        self.parameters = list(parameters.values())
+        self.gradients = Gradients(ranks, parameters, cell.passes * ranks.count)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+
+    def step(self, passes: list[list[list[int]]], targets: int) -> float:
+        """One optimizer step of this rank and the others; the loss of all."""
+        import torch
+
+        from stages.core.batches import TokenRow
+
+        self.gradients.clear()
+        losses = []
+        for rows in passes:
+            made = [TokenRow("", np.array(row, dtype=np.int64), np.ones(len(row), dtype=bool)) for row in rows]
+            if self.shards is not None:
+                self.shards.begin()
+            loss = self.fused.summed_loss(made) / targets
+            loss.backward()
+            losses.append(loss.detach())
+        total, _ = self.gradients.exchange(losses, self.ranks.rank * len(passes), len(passes) * self.ranks.count, None)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return sum(total)
+
+
+class Accelerate:
+    """transformers and PEFT under accelerate, which wraps them in DDP where there are several processes."""
+
+    def __init__(self, cell: Cell, ranks: Any) -> None:
+        """Builds the base and its adapter."""
+        import torch
+        from accelerate import Accelerator
+
+        from benchmarks.shapes import build
+
+        self.accelerator = Accelerator()
+        model = build(cell.shape, "nf4", RANK)
+        padded = Padded(model, "all", False)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+        padded.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.padded, self.ranks = padded, ranks
+
+    def step(self, passes: list[list[list[int]]], targets: int) -> float:
+        """One optimizer step of this rank and the others; the loss of this one's rows times the ranks, whose gradients DDP averages."""
+        import contextlib
+
+        import torch
+
+        losses = []
+        for number, rows in enumerate(passes):
+            last = number == len(passes) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.padded.model):
+                loss = self.padded.loss(rows, targets) * self.ranks.count
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(torch.stack(losses).sum())
+
+
+def measure(cell: Cell) -> None:
+    """A rank's part; the first prints the result."""
+    from stages.train import machine
+    from stages.train.ranks import Ranks, join, started
+
+    ranks = join("cuda") if started() else Ranks()
+    import torch
+
+    card = torch.cuda.get_device_properties(0)
+    machine.cap_memory(cell.cap_gib)
+    begin = time.perf_counter()
+    try:
+        found = timed(cell, (Luthier if cell.engine == "luthier" else Accelerate)(cell, ranks), ranks, begin)
+    except torch.OutOfMemoryError as error:
+        found = {"failed": str(error).split(". ")[0]}
+        print("RESULT " + json.dumps({"cell": asdict(cell), **found}, sort_keys=True), flush=True)
+        os._exit(1)
+    facts = {"card": card.name, "versions": {name: version(name) for name in PACKAGES}}
+    if ranks.first:
+        print("RESULT " + json.dumps({"cell": asdict(cell), **facts, **found}, sort_keys=True), flush=True)
+
+
+def timed(cell: Cell, engine: Any, ranks: Any, begin: float) -> dict[str, Any]:
+    """Warms up, then times optimizer steps.
+
+    Args:
+        cell: what.
+        engine: with a step.
+        ranks: that take part.
+        begin: when the base began to be made.
+
+    Returns:
+        tokens_per_second of all ranks, step_seconds, and of the rank with the most: peaks in bytes, of the load too.
+    """
+    import torch
+
+    from stages.train import machine
+
+    torch.cuda.synchronize()
+    load_seconds, load = time.perf_counter() - begin, machine.peak_memory("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    generator = np.random.default_rng(ranks.rank)
+    lengths = [cell.tokens] * cell.rows
+    targets = (cell.tokens - 1) * cell.rows * cell.passes * ranks.count
+    start = loss = 0.0
+    for number in range(cell.warm + cell.steps):
+        if number == cell.warm:
+            torch.cuda.synchronize()
+            ranks.gathered(None)
+            start = time.perf_counter()
+        loss = engine.step([drawn(lengths, generator) for _ in range(cell.passes)], targets)
+    torch.cuda.synchronize()
+    seconds = max(ranks.gathered(time.perf_counter() - start)) / cell.steps
+    peaks = ranks.gathered(
+        {
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+            "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "load_gpu_bytes": load["gpu_bytes"],
+            "load_host_bytes": load["host_bytes"],
+        }
+    )
+    most = {name: max(peak[name] for peak in peaks) for name in peaks[0]}
+    tokens = cell.tokens * cell.rows * cell.passes * ranks.count
+    return {
+        "tokens_per_second": round(tokens / seconds, 1),
+        "step_seconds": round(seconds, 4),
+        "loss": loss,
+        "load_seconds": round(load_seconds, 1),
+        **most,
+    }
+
+
+def run(name: str, cell: Cell) -> dict[str, Any]:
+    """The result of a cell, from processes of its own; `failed` where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = []
+        for rank in range(cell.ranks):
+            place: dict[str, str] = {}
+            if cell.ranks > 1:
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(cell.ranks), "LUTHIER_STORE": f"{folder}/store"}
+            place["CUDA_VISIBLE_DEVICES"] = str(rank) if cell.engine == "luthier" else ",".join(map(str, range(cell.ranks)))
+            command = [sys.executable, "-m", "benchmarks.parallel", "--rank", json.dumps(asdict(cell))]
+            with open(f"{folder}/{rank}.txt", "wb") as out:
+                processes.append(subprocess.Popen(command, env={**os.environ, **place}, stdout=out))
+        end = time.monotonic() + CELL_SECONDS
+        while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        said = "".join(Path(f"{folder}/{rank}.txt").read_text(encoding="utf-8") for rank in range(cell.ranks))
+    lines = [line for line in said.splitlines() if line.startswith("RESULT ")]
+    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT ")) if lines else {"cell": asdict(cell), "failed": "no result"}
+    return {"name": name, **found}
+
+
+def main() -> None:
+    """Runs cells one after the other and adds them to the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", nargs="*", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rank is not None:
+        measure(Cell(**json.loads(args.rank)))
+        return
+    had = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else []
+    for name in args.cells:
+        found = run(name, CELLS[name])
+        print(json.dumps({key: value for key, value in found.items() if key not in ("cell", "versions")}), flush=True)
+        had = sorted([one for one in had if one["name"] != name] + [found], key=lambda one: list(CELLS).index(one["name"]))
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(had, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
