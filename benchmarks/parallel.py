@@ -59,15 +59,14 @@ class Cell:
 
 
 CELLS = {
-    "8b-single": Cell("8b", "luthier", "single", 1, 4, 2048, 4),
-    "8b-ddp2": Cell("8b", "luthier", "ddp", 2, 4, 2048, 4),
-    "8b-fsdp2": Cell("8b", "luthier", "fsdp", 2, 4, 2048, 4),
-    "8b-accelerate1": Cell("8b", "accelerate", "single", 1, 4, 2048, 4),
-    "8b-accelerate2": Cell("8b", "accelerate", "ddp", 2, 4, 2048, 4),
+    "8b-single": Cell("8b", "luthier", "single", 1, 4, 2048, 2),
+    "8b-ddp2": Cell("8b", "luthier", "ddp", 2, 4, 2048, 2),
+    "8b-fsdp2": Cell("8b", "luthier", "fsdp", 2, 4, 2048, 2),
+    "8b-accelerate1": Cell("8b", "accelerate", "single", 1, 4, 2048, 2),
+    "8b-accelerate2": Cell("8b", "accelerate", "ddp", 2, 4, 2048, 2),
     "32b-fsdp2-24gib": Cell("32b", "luthier", "fsdp", 2, 1, 2048, 4, cap_gib=24.0),
-    "32b-fsdp2": Cell("32b", "luthier", "fsdp", 2, 4, 2048, 2, cap_gib=40.0),
-    "70b-fsdp2": Cell("70b", "luthier", "fsdp", 2, 2, 2048, 2, cap_gib=40.0),
-    "70b-fsdp2-long": Cell("70b", "luthier", "fsdp", 2, 4, 2048, 2, cap_gib=48.0),
+    "32b-fsdp2": Cell("32b", "luthier", "fsdp", 2, 4, 2048, 2, cap_gib=48.0, steps=3),
+    "70b-fsdp2": Cell("70b", "luthier", "fsdp", 2, 2, 2048, 2, cap_gib=48.0, warm=1, steps=3),
 }
 
 
