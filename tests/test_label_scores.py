@@ -12,7 +12,7 @@ from stages.core.params import load_params
 from stages.core.prompts import ask, render_prompt
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import answer_end
-from tests.test_evaluate import engine_and_plain, labelled, tiny_model, words, write_inputs
+from tests.test_evaluate import engine_and_plain, labelled, requests, tiny_model, words, write_inputs
 
 __all__ = ["tiny_model"]
 LABELS = ["Commercial", "Copyleft", "Permissive"]
@@ -33,6 +33,23 @@ def test_label_scores_after_prompts_with_a_common_beginning_are_those_of_plain_l
     prompts = [f"<|im_start|>user\nclassify this: {words(rng, rng.randint(1, 40))}<|im_end|>\n<|im_start|>assistant\n" for _ in range(9)]
     asked = [((), *engine._encode_pair(prompt, f"{label}<|im_end|>")) for prompt in prompts for label in LABELS]
     mine, theirs = engine._loglikelihood_tokens(asked), plain._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert [score for score, _ in mine] == pytest.approx([score for score, _ in theirs], abs=1e-4)
+    assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
+
+
+def test_labels_scored_while_a_prompt_is_answered_change_neither_the_answer_nor_their_scores(tiny_model: tuple[Any, Any]) -> None:
+    from stages.evaluate.engine import Engine
+
+    rng = random.Random(4)
+    choices = [f"{label}<|im_end|>" for label in LABELS] + ["<|im_end|>"]
+    prompts = [f"<|im_start|>user\nsort {words(rng, rng.randint(1, 40))}<|im_end|>\n<|im_start|>assistant\n" for _ in range(11)]
+    asked = requests("generate_until", [(prompt, {"until": ["\n"], "max_gen_toks": 6}) for prompt in prompts])
+    both = Engine(*tiny_model, 4, "test", rendered=True, choices=choices)
+    alone, _ = engine_and_plain(tiny_model, rendered=True)
+    assert both.generate_until(asked) == alone.generate_until(asked)
+    pairs = [((), *alone._encode_pair(prompt, choice)) for prompt in prompts for choice in choices]
+    assert len(both.scored) == len(pairs)
+    mine, theirs = both._loglikelihood_tokens(pairs), alone._loglikelihood_tokens(pairs)
     assert [score for score, _ in mine] == pytest.approx([score for score, _ in theirs], abs=1e-4)
     assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
 

@@ -90,6 +90,6 @@ def test_the_report_tells_what_an_answer_costs_and_what_was_retrieved_costs_more
     labels = [f"{label}<|im_end|>" for label in ("Commercial", "Copyleft", "Permissive")]
     assert costs["label_scores", "plain"][1] == sum(len(tokenizer(label)["input_ids"]) for label in labels)
     machine = read_details(paths.EVALUATE_MACHINE["base"])
-    assert {(task["task"], task["prompt"]) for task in machine["tasks"]} == costs.keys()
+    assert {(name, way["prompt"]) for way in machine["ways"] for name in way["tasks"]} == costs.keys()
     rows = pq.read_table(paths.EVALUATION["base"]).to_pylist()
     assert sum((row["task"], row["prompt"]) == ("label_scores", "retrieved") for row in rows) == 4

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from stages.evaluate.engine import Engine
+
 SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
@@ -60,18 +62,18 @@ def main(variant: str, params: Params) -> None:
         raise UserError(f"{paths.SPLIT_TEST} has no rows to evaluate on; raise split.test or add data")
     with held_run(f"evaluate@{variant}") as run:
         tokenizer = load_tokenizer(paths.TOKENIZER)
-        tasks = domain_tasks(variant, test, read_rows(paths.SPLIT_TRAIN), params, tokenizer, longest_input(manifest, tokenizer))
-        tasks += [task for name in GENERAL if (task := general_task(name, paths.GENERAL / f"{name}.jsonl"))]
+        ways = domain_tasks(variant, test, read_rows(paths.SPLIT_TRAIN), params, tokenizer, longest_input(manifest, tokenizer))
+        ways += [[task] for name in GENERAL if (task := general_task(name, paths.GENERAL / f"{name}.jsonl"))]
         device = device_of(params.runtime.device)
         model: PreTrainedModel | PeftModel | None = None
         results: dict[str, dict[str, Any]] = {}
-        for task in tasks:
-            done = run.folder / "done" / f"{task.key}.json"
+        for way in ways:
+            done = run.folder / "done" / f"{way[0].key}.json"
             if not done.is_file():
                 model = model or load_variant(variant, manifest, params.numerics, device, len(tokenizer))
-                finished = asked(task, model, tokenizer, params.evaluate.batch_size, f"evaluate@{variant}", run.folder / "tasks")
-                keep(done, finished)
-            results[task.key] = json.loads(done.read_text(encoding="utf-8"))
+                keep(done, asked(way, model, tokenizer, params.evaluate.batch_size, f"evaluate@{variant}", run.folder / "tasks"))
+            results |= json.loads(done.read_text(encoding="utf-8"))
+        tasks = [task for way in ways for task in way]
         settings = {
             "seed": params.seed,
             "device": device,
@@ -96,7 +98,7 @@ def main(variant: str, params: Params) -> None:
                 place(paths.EVALUATION[variant]), table.sort_by([("task", "ascending"), ("prompt", "ascending"), ("item_id", "ascending")])
             )
             write_report(place(paths.EVALUATE_REPORT[variant]), {}, details(tasks, results, settings))
-            write_report(place(paths.EVALUATE_MACHINE[variant]), {}, {"device": device, "tasks": speeds(tasks, results)})
+            write_report(place(paths.EVALUATE_MACHINE[variant]), {}, {"device": device, "ways": speeds(ways, results)})
 
 
 def longest_input(manifest: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -108,21 +110,21 @@ def longest_input(manifest: dict[str, Any], tokenizer: "PreTrainedTokenizerBase"
 
 
 def asked(
-    task: Task, model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, stage: str, folder: Path
-) -> dict[str, Any]:
-    """Runs one task through lm-eval.
+    way: list[Task], model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int, stage: str, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Runs the tasks of one way of asking through lm-eval.
 
     Args:
-        task: what to ask.
+        way: one task, or generated answers and label scores after the same prompts, which are read once for both.
         model: whom to ask.
         tokenizer: of this run.
         batch_size: rows for one forward pass, at most.
         stage: the name shown with the progress.
-        folder: for the task's files.
+        folder: for the tasks' files.
 
     Returns:
-        `items`: a row of the outcome each; `means`: every metric of the task, and an answer's mean `prompt_tokens` and `new_tokens`;
-        `seconds`: of all answers.
+        By key `items`: a row of the outcome each; `means`: every metric of the task, and an answer's mean `prompt_tokens` and
+        `new_tokens`; `seconds`: of the whole way.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -131,28 +133,32 @@ def asked(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
     folder.mkdir(parents=True, exist_ok=True)
-    write_task(task, folder)
-    engine = Engine(model, tokenizer, batch_size, f"{stage} {task.key}", task.rendered)
+    for task in way:
+        write_task(task, folder)
+    first, last = way[0], way[-1]
+    choices = last.documents[0]["choices"] if last is not first else ()
+    engine = Engine(model, tokenizer, batch_size, f"{stage} {first.key}", first.rendered, choices)
     start = time.monotonic()
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's and datasets' own bars
-        chosen = TaskManager(include_path=str(folder), include_defaults=False).load([task.key])
+        chosen = TaskManager(include_path=str(folder), include_defaults=False).load([task.key for task in way])
         found = lm_eval.evaluate(engine, chosen, bootstrap_iters=0, log_samples=True)
     seconds = time.monotonic() - start
     assert found is not None
-    items = [item(task, sample) for sample in found["samples"][task.key]]
-    means = {
-        name.removesuffix(",none"): value
-        for name, value in found["results"][task.key].items()
-        if isinstance(value, float) and "stderr" not in name
-    }
+    sys.stderr.write(f"{stage}: {first.key}, {len(first.documents)} items in {seconds:.0f} s\n")
+    return {task.key: {**outcome(task, found["samples"][task.key], found["results"][task.key], engine), "seconds": seconds} for task in way}
+
+
+def outcome(task: Task, samples: list[dict[str, Any]], results: dict[str, Any], engine: "Engine") -> dict[str, Any]:
+    """`items` and `means` of a task from lm-eval's samples and results."""
+    items = [item(task, sample) for sample in samples]
+    means = {name.removesuffix(",none"): value for name, value in results.items() if isinstance(value, float) and "stderr" not in name}
     if task.metric == "bits_per_byte":
         means = {"bits_per_byte": sum(one["score"] for one in items) / len(items)}
     generates = task.config["output_type"] == "generate_until"
-    costs = [engine.tokens_of(sample["arguments"], sample["resps"][0][0] if generates else None) for sample in found["samples"][task.key]]
+    costs = [engine.tokens_of(sample["arguments"], sample["resps"][0][0] if generates else None) for sample in samples]
     for name, counts in zip(("prompt_tokens", "new_tokens"), zip(*costs, strict=True), strict=True):
         means[name] = sum(counts) / len(counts)
-    sys.stderr.write(f"{stage}: {task.key}, {len(items)} items in {seconds:.0f} s\n")
-    return {"items": items, "means": means, "seconds": seconds}
+    return {"items": items, "means": means}
 
 
 def item(task: Task, sample: dict[str, Any]) -> dict[str, Any]:
@@ -190,17 +196,17 @@ def keep(path: Path, finished: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
-def speeds(tasks: list[Task], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """How long each way of asking took on this machine, which shares a prompt's beginning between items where it can."""
+def speeds(ways: list[list[Task]], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """How long each way of asking took on this machine, generated answers and label scores together."""
     return [
         {
-            "task": task.name,
-            "prompt": task.prompt,
-            "items": len(task.documents),
-            "seconds": results[task.key]["seconds"],
-            "seconds_per_item": results[task.key]["seconds"] / len(task.documents),
+            "tasks": [task.name for task in way],
+            "prompt": way[0].prompt,
+            "items": len(way[0].documents),
+            "seconds": results[way[0].key]["seconds"],
+            "seconds_per_item": results[way[0].key]["seconds"] / len(way[0].documents),
         }
-        for task in tasks
+        for way in ways
     ]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def domain_tasks(
     variant: str, test: list[Row], train: list[Row], params: Params, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[Task]:
+) -> list[list[Task]]:
     """What a model is asked about the test rows.
 
     Args:
@@ -33,12 +33,12 @@ def domain_tasks(
         max_length: tokens the model can read.
 
     Returns:
-        Of rows without labels the `plain` task. Of labelled rows the generated answers and the label scores of each prompt: `plain`,
-        and for the base those of `base_questions`.
+        The tasks of each way of asking. Of rows without labels the `plain` task. Of labelled rows the generated answers and the label
+        scores of each prompt: `plain`, and for the base those of `base_questions`.
     """
     system, template, settings = params.prompt.system, params.prompt.template, params.evaluate
     if any(row.label is None for row in test):
-        return [loss_task(test, system, template, tokenizer)]
+        return [[loss_task(test, system, template, tokenizer)]]
     labels = sorted({row.answer for row in [*test, *train]})
     check_labels(labels, settings.max_new_tokens, tokenizer)
 
@@ -46,12 +46,12 @@ def domain_tasks(
     if variant == "base":
         questions |= base_questions(test, train, labels, params, tokenizer, max_length - settings.max_new_tokens)
     end = answer_end(tokenizer)
-    tasks = []
+    ways = []
     for prompt, asked in questions.items():
         rendered = {key: render_prompt(tokenizer, messages) for key, messages in asked.items()}
-        tasks.append(label_task(prompt, rendered, test, settings.max_new_tokens))
-        tasks.append(label_scores_task(prompt, rendered, test, labels, end))
-    return tasks
+        scores = label_scores_task(prompt, rendered, test, labels, end)
+        ways.append([label_task(prompt, rendered, test, settings.max_new_tokens), scores])
+    return ways
 
 
 def base_questions(

@@ -1,8 +1,9 @@
 """lm-eval's Hugging Face model with no work done twice: the same answers and log-likelihoods from fewer tokens.
 
 In: lm-eval's requests. Out: what `HFLM` returns for them. Rows lie end to end in one sequence, so that nothing is padding; an attention
-mask keeps them apart and lets the choices of a question share its context, and all prompts their common beginning. The output layer, a
-fifth of a small model's work, sees only the positions that are scored.
+mask keeps them apart and lets the choices of a question share its context, and all prompts their common beginning. A prompt that is
+answered in the model's own words and by its likeliest label is read once for both. The output layer, a fifth of a small model's work, sees
+only the positions that are scored.
 """
 
 import contextlib
@@ -55,6 +56,11 @@ class Pack:
         self.branch += [branch] * len(ids)
         return first
 
+    def cut(self, length: int) -> None:
+        """Forgets all tokens but the first `length`."""
+        for values in (self.ids, self.position, self.group, self.branch):
+            del values[length:]
+
     def mask(self, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """[1, 1, new, all] additive mask of the last `new` tokens over all: 0 where a token sees another, the lowest number elsewhere."""
         position, group, branch = (torch.tensor(values, device=device) for values in (self.position, self.group, self.branch))
@@ -91,7 +97,7 @@ class Group:
 class Engine(HFLM):
     """`HFLM` around a loaded model, equal to it within rounding; models whose layers attend to a window, or not at all, are left to it."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, stage: str, rendered: bool) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, stage: str, rendered: bool, choices: Sequence[str] = ()) -> None:
         """Wraps a model.
 
         Args:
@@ -100,12 +106,15 @@ class Engine(HFLM):
             batch_size: rows for one forward pass, at most.
             stage: the name shown with the progress.
             rendered: whether prompts come from a chat template, which writes every special token itself, or are plain text.
+            choices: what will be scored after the very prompts that are answered first, so that no prompt is read twice.
         """
         bos = False if rendered else None
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, add_bos_token=bos)
         self.stage = stage
         self.rendered = rendered
         self.terminal = sys.stderr
+        self.choices = [self.tok_encode(choice) for choice in choices]
+        self.scored: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}  # by prompt and choice
         self.written: dict[str, int] = {}  # tokens of the answer to each prompt, its end included
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} | set(tokenizer.all_special_ids)
         self.ends = {self.eot_token_id, *(special if rendered else ())}
@@ -147,8 +156,11 @@ class Engine(HFLM):
         """
         if not self.packs:
             return super()._loglikelihood_tokens(list(requests), disable_tqdm, override_bs)
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        groups = grouped(requests, self.max_length)
+        answers = [self.scored.get((tuple(context), tuple(continuation)), (0.0, False)) for _, context, continuation in requests]
+        unknown = [place for place, (_, *pair) in enumerate(requests) if tuple(map(tuple, pair)) not in self.scored]
+        if not unknown:
+            return answers
+        groups = grouped(requests, unknown, self.max_length)
         shared = min(common_prefix([g.shared for g in groups]), min(g.context for g in groups) - 1)
         beginning, cache = self._begin(groups[0].shared[:shared])
         for batch in self.shown(
@@ -178,11 +190,9 @@ class Engine(HFLM):
         wanted = sorted({index for _, inputs, _ in asked for index in inputs})
         row = {index: number for number, index in enumerate(wanted)}
         logits = self._forward(pack, len(pack.ids) - before, cache, [index - before for index in wanted]).float()
-        best, norms = logits.argmax(dim=-1), torch.logsumexp(logits, dim=-1)
-        for place, inputs, target in asked:
-            rows, tokens = torch.tensor([row[index] for index in inputs]), torch.tensor(target, device=self.device)
-            score = (logits[rows, tokens] - norms[rows]).sum()
-            answers[place] = (float(score), bool((best[rows] == tokens).all()))
+        found = likelihoods(logits, [([row[index] for index in inputs], target) for _, inputs, target in asked])
+        for (place, _, _), answer in zip(asked, found, strict=True):
+            answers[place] = answer
 
     def _forward(self, pack: Pack, new: int, cache: DynamicCache | None, wanted: list[int]) -> torch.Tensor:
         """Runs the last `new` tokens of a pack, the others being in the cache.
@@ -229,7 +239,8 @@ class Engine(HFLM):
         beginning, cache = self._begin(prompts[0][:shared])
         answers: list[str] = []
         rests = [prompt[shared:] for prompt in prompts]
-        for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) for rest in rests], int(self.batch_size))):
+        beside = sum(len(choice) - 1 for choice in self.choices)
+        for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) + beside for rest in rests], int(self.batch_size))):
             for ids in self._continue(batch, copy.deepcopy(beginning), copy.deepcopy(cache), stops, limit):
                 self.written[requests[len(answers)].args[0]] = len(ids)
                 answers.append(postprocess_generated_text(self.tok_decode(ids), stops, None))
@@ -258,7 +269,7 @@ class Engine(HFLM):
         for row, rest in enumerate(rests):
             pack.add(rest, before, row)
         ends = [end - 1 for end in accumulate(map(len, rests))]
-        best = self._forward(pack, len(pack.ids) - before, cache, ends).argmax(dim=-1).tolist()
+        best = self._read(rests, pack, cache, ends).argmax(dim=-1).tolist()
         written: list[Ids] = [[token] for token in best]
         for step in range(1, limit):
             open_rows = [
@@ -275,6 +286,43 @@ class Engine(HFLM):
                 written[row].append(token)
         return written
 
+    def _read(self, rests: list[Ids], pack: Pack, cache: DynamicCache, ends: list[int]) -> torch.Tensor:
+        """[rests, vocabulary] logits after each prompt, `rests` ending `pack`; the choices are scored after them and forgotten."""
+        length = len(pack.ids)
+        before = length - sum(map(len, rests))
+        wanted = list(ends)
+        asked: list[tuple[list[int], Ids]] = []  # rows of the logits, and the tokens that they predict
+        for row, rest in enumerate(rests):
+            for branch, choice in enumerate(self.choices):
+                after = pack.add(choice[:-1], before + len(rest), row, branch) - before
+                asked.append(([row, *range(len(wanted), len(wanted) + len(choice) - 1)], choice))
+                wanted += range(after, after + len(choice) - 1)
+        logits = self._forward(pack, len(pack.ids) - before, cache, wanted)
+        keys = [((*pack.ids[:before], *rest), tuple(choice)) for rest in rests for choice in self.choices]
+        self.scored.update(zip(keys, likelihoods(logits.float(), asked), strict=True))
+        if len(pack.ids) > length:
+            cache.crop(length - len(pack.ids))
+            pack.cut(length)
+        return logits[: len(rests)]
+
+
+def likelihoods(logits: torch.Tensor, asked: list[tuple[list[int], Ids]]) -> list[tuple[float, bool]]:
+    """Log-likelihoods in nats of continuations, and whether each is the greedy one.
+
+    Args:
+        logits: [positions, vocabulary] float32.
+        asked: the rows of `logits` that predict a continuation's tokens, and those tokens.
+
+    Returns:
+        One pair a continuation.
+    """
+    best, norms = logits.argmax(dim=-1), torch.logsumexp(logits, dim=-1)
+    found = []
+    for rows, target in asked:
+        tokens = torch.tensor(target, device=logits.device)
+        found.append((float((logits[rows, tokens] - norms[rows]).sum()), bool((best[rows] == tokens).all())))
+    return found
+
 
 def common_prefix(sequences: Sequence[Ids]) -> int:
     """How many tokens all sequences begin with."""
@@ -282,20 +330,22 @@ def common_prefix(sequences: Sequence[Ids]) -> int:
     return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
-def grouped(requests: Sequence[tuple[Any, Ids, Ids]], max_length: int) -> list[Group]:
+def grouped(requests: Sequence[tuple[Any, Ids, Ids]], chosen: Sequence[int], max_length: int) -> list[Group]:
     """Requests with equal contexts together, in order of their first.
 
     A request is cut on the left to the model's length, as `HFLM` does it; the last token of a continuation is scored and never an input.
 
     Args:
         requests: key, context tokens, continuation tokens.
+        chosen: the indices of those to group.
         max_length: tokens the model can read.
 
     Returns:
         The groups.
     """
     by_context: dict[tuple[int, ...], list[int]] = {}
-    for place, (_, context, continuation) in enumerate(requests):
+    for place in chosen:
+        _, context, continuation = requests[place]
         room = max_length + 1 - len(continuation)
         by_context.setdefault(tuple(context[-room:]), []).append(place)
     groups = []
