@@ -22,6 +22,7 @@ from stages.core.params_model import (
     OpenShare,
     Positive,
     Probe,
+    Prompt,
     RowLosses,
     Runtime,
     Section,
@@ -246,17 +247,6 @@ class Split(Section):
     def _shares_leave_training(self) -> "Split":
         if self.validation + self.test >= 1:
             raise ValueError(f"split.validation ({self.validation}) and split.test ({self.test}) leave nothing to train on")
-        return self
-
-
-class Prompt(Section):
-    system: str | None
-    template: Name
-
-    @model_validator(mode="after")
-    def _template_has_text(self) -> "Prompt":
-        if "{text}" not in self.template:
-            raise ValueError("prompt.template has no {text}: the row's text would not reach the model")
         return self
 
 

@@ -145,6 +145,17 @@ class Export(Section):
         return self
 
 
+class Prompt(Section):
+    system: str | None
+    template: Name
+
+    @model_validator(mode="after")
+    def _template_has_text(self) -> "Prompt":
+        if "{text}" not in self.template:
+            raise ValueError("prompt.template has no {text}: the row's text would not reach the model")
+        return self
+
+
 class Evaluate(Section):
     batch_size: Positive
     max_new_tokens: Positive
