@@ -103,7 +103,7 @@ def _way(name: str, gpus: int, link: Link, job: dict[str, Any]) -> Way:
         fixed = {"micro_batch_tokens": choice.micro_batch_tokens, "recompute": choice.recomputed}
         alone = {**job, **own, **fixed, "engine": engine, "exchange": Exchange(own["exchange"].held_bytes, 0.0, 0.0, 0.0)}
         waited = max(0.0, 1 - choice.tokens_per_second / planner.choose(**alone).tokens_per_second)
-    base = shape.parameters * BF16 if "host memory" in name else 0
+    base = held_bytes(shape, method)["base"] if "host memory" in name else 0
     return Way(name, choice, mean * rows / slowest, waited, base, None)
 
 
@@ -138,18 +138,13 @@ def exchange(name: str, gpus: int, link: Link, shape: Shape, method: Method, car
         more = int(trained * (ZERO_WHOLE + ZERO_PARTED / gpus)) - held["adapter"] - optimizer + ZERO_BUCKETS
         step = link.seconds(2 * passed * trained * BF16, 2)
     if kind in ("fsdp", "zero3"):
-        # fsdp has the embeddings of its root gathered all the while, beside its part of them; DeepSpeed gathers the two by turns
-        embeddings = held["embeddings"] // gpus if kind == "fsdp" else held["embeddings"] // gpus - held["embeddings"] // 2
-        parted = held["base"] / gpus
-        if "," in name:  # nothing of it stays on the GPU
-            parted, embeddings = 0.0, -held["embeddings"] // 2
-        more += int(parted + GATHERED_LAYERS * layer - held["base"]) + embeddings
-        gathered = held["base"] + held["embeddings"]
-        pass_seconds = GATHERS * link.seconds(passed * gathered, shape.layers)
+        parted = 0.0 if "," in name else held["base"] / gpus  # the embeddings stay whole
+        more += int(parted + GATHERED_LAYERS * layer - held["base"])
+        pass_seconds = GATHERS * link.seconds(passed * held["base"], shape.layers)
         exposed = GATHERS * link.seconds(passed * layer)
         if "," in name:
             rate = card.host_bandwidth * gpus if "host memory" in name else NVME_BANDWIDTH
-            pass_seconds = max(pass_seconds, GATHERS * gathered / (rate * 1e9))
+            pass_seconds = max(pass_seconds, GATHERS * held["base"] / (rate * 1e9))
     return Exchange(more, pass_seconds, exposed, step)
 
 
