@@ -301,11 +301,6 @@ class Params(Section):
                 "train.parallel is zero3, but numerics.quantization is nf4: DeepSpeed cannot split 4-bit weights and would load the whole "
                 "model on each GPU; take fsdp, which splits them, or quantization: none"
             )
-        if self.train.parallel == "zero2" and self.numerics.quantization == "nf4":
-            raise ValueError(
-                "train.parallel is zero2, which is for numerics.quantization none; with nf4 the adapter's optimizer is all that it could "
-                "split, and that is small: take ddp, or fsdp for a base that does not fit one GPU"
-            )
         return self
 
     @model_validator(mode="after")
