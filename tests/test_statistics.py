@@ -5,15 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.compare.statistics import detectable, interval_of_means, interval_of_shares, mcnemar, paired, sign_flip
+from benchmarks.statistics import best_of, binary, continuous, family, figures
+from stages.compare.statistics import detectable_share, holm, mcnemar, paired
 
-
-def binary(rng: np.random.Generator, items: int, first: float, won: float, lost: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two models' scores: the second wins and loses items with the given probabilities."""
-    kind = rng.random(items)
-    second_only, first_only = kind < won, (kind >= won) & (kind < won + lost)
-    both = rng.random(items) < first
-    return np.where(first_only, 1.0, np.where(second_only, 0.0, both)), np.where(second_only, 1.0, np.where(first_only, 0.0, both))
+NOISE = 3 * np.sqrt(0.05 * 0.95 / 400)  # of a share of 400 trials that is 5 %
 
 
 @pytest.mark.parametrize(
@@ -23,43 +18,47 @@ def test_mcnemars_exact_test_gives_the_binomial_tails(won: int, lost: int, p_val
     assert mcnemar(won, lost) == pytest.approx(p_value)
 
 
-@pytest.mark.parametrize(("won", "lost"), [(0.1, 0.1), (0.02, 0.02), (0.0, 0.0)])
-def test_equal_models_are_called_different_in_at_most_one_of_twenty_trials(won: float, lost: float) -> None:
-    rng = np.random.default_rng(0)
-    alarms = [paired(*binary(rng, 200, 0.6, won, lost), 1000, 0.05, trial).p_value < 0.05 for trial in range(400)]
-    assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+@pytest.mark.parametrize(("items", "accuracy", "agreement"), [(50, 0.3, 0.7), (200, 0.7, 0.98), (300, 0.7, 0.9), (1000, 0.95, 0.98)])
+def test_right_and_wrong_answers_raise_few_false_alarms_and_the_detectable_difference_is_found_and_covered(
+    items: int, accuracy: float, agreement: float
+) -> None:
+    cell = binary(items, accuracy, agreement)
+    assert cell is not None
+    seen = figures(cell, 400, 1000, 0)
+    assert seen.false_claims <= 0.05 + NOISE
+    assert seen.coverage >= 0.95 - NOISE
+    assert 0.72 <= seen.power <= 0.88
+    assert seen.stated == pytest.approx(cell.effect, rel=0.15, abs=0.01)
 
 
-@pytest.mark.parametrize(("won", "lost"), [(0.3, 0.1), (0.05, 0.05), (0.01, 0.03), (0.0, 0.02), (0.005, 0.005)])
-def test_the_interval_of_two_accuracies_covers_their_true_difference(won: float, lost: float) -> None:
-    rng = np.random.default_rng(1)
-    covered = []
-    for _ in range(400):
-        wins, losses, _ties = rng.multinomial(300, [won, lost, 1 - won - lost])
-        low, high = interval_of_shares(int(wins), int(losses), 300, 1000, rng)
-        covered.append(low <= won - lost <= high)
-    assert np.mean(covered) >= 0.93
+def test_scores_that_are_numbers_raise_few_false_alarms_and_the_detectable_difference_is_found_and_covered() -> None:
+    cell = continuous(80, "t", lambda rng, size: rng.standard_t(5, size=size), 5 / 3)
+    seen = figures(cell, 400, 1000, 0)
+    assert seen.false_claims <= 0.05 + NOISE
+    assert 0.95 - NOISE <= seen.coverage <= 0.95 + NOISE
+    assert 0.72 <= seen.power <= 0.88
 
 
-def test_the_interval_of_a_mean_covers_it_and_the_permutation_test_raises_few_false_alarms() -> None:
-    rng = np.random.default_rng(2)
-    covered, alarms = [], []
-    for _ in range(300):
-        differences = rng.gamma(2.0, 0.5, 120) - 1.0  # skewed, with a mean of zero
-        low, high = interval_of_means(differences, 1000, rng)
-        covered.append(low <= 0 <= high)
-        alarms.append(sign_flip(rng.normal(0, 1, 60), 1000, rng) < 0.05)
-    assert np.mean(covered) >= 0.91
-    assert np.mean(alarms) <= 0.08
+def test_holms_correction_keeps_the_chance_of_any_false_claim_of_several_tasks() -> None:
+    plain, corrected = family(400, 0, sizes=(500,) * 6)
+    assert corrected <= 0.05 + NOISE < plain
+    assert best_of(400, 0)[1] <= 0.05 + NOISE
 
 
-def test_the_detectable_difference_is_found_four_times_in_five() -> None:
-    rng = np.random.default_rng(3)
-    discordant, items = 0.2, 300
-    difference = detectable(discordant, items, 0.05)
-    won, lost = (discordant + difference) / 2, (discordant - difference) / 2
-    found = [paired(*binary(rng, items, 0.6, won, lost), 1000, 0.05, trial).p_value < 0.05 for trial in range(400)]
-    assert 0.72 <= np.mean(found) <= 0.88
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holms_p_values_are_never_smaller_and_keep_the_order_of_the_tests(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    assert [q for _, q in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
+
+
+def test_holms_p_values_are_those_of_the_textbook() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_models_that_differ_only_by_the_effect_need_six_items_all_won_to_show_it() -> None:
+    assert detectable_share(0.0, 5, 0.05) == 1
+    assert 6 / 300 < detectable_share(0.0, 300, 0.05) < 9 / 300
 
 
 def test_models_that_never_differ_keep_an_honest_doubt() -> None:
