@@ -33,6 +33,7 @@ def compared(result: Paired) -> dict[str, Any]:
         "difference": result.difference,
         "ci95": [result.low, result.high],
         "p_value": result.p_value,
+        "p_holm": result.p_holm,
     }
 
 
@@ -61,7 +62,7 @@ def clean_note(every: Paired, clean: Paired | None, higher: bool, alpha: float) 
 
 
 def verdict(result: Paired, higher: bool, alpha: float) -> str:
-    """improved, no difference or worse; a p value of alpha or more is no difference, however large the means' distance looks."""
-    if result.p_value >= alpha or result.difference == 0:
+    """improved, no difference or worse; a corrected p value of alpha or more is no difference, however far the means look apart."""
+    if result.p_holm >= alpha or result.difference == 0:
         return "no difference"
     return "improved" if (result.difference > 0) == higher else "worse"

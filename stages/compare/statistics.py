@@ -4,8 +4,9 @@ In: two scores an item. Out: numbers. Pure functions of arrays and a seed; `pyth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import binom, binomtest, t
@@ -13,6 +14,7 @@ from scipy.stats import binom, binomtest, t
 POWER = 0.8  # of the minimum detectable difference, the field's custom
 COVERED = 0.95  # of every interval
 CHUNK = 2**22  # numbers drawn at once
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Paired:
         low: lower end of the interval of the difference.
         high: its upper end.
         p_value: two-sided, of no difference.
+        p_holm: the same, corrected for the family of tests it belongs to; equal where it stands alone.
         won: items on which the second scores higher.
         lost: items on which it scores lower.
         detectable: the smallest difference found with probability 0.8 at this number of items.
@@ -39,6 +42,7 @@ class Paired:
     low: float
     high: float
     p_value: float
+    p_holm: float
     won: int
     lost: int
     detectable: float
@@ -85,6 +89,7 @@ def paired(first: np.ndarray, second: np.ndarray, resamples: int, alpha: float, 
         low=low,
         high=high,
         p_value=p_value,
+        p_holm=p_value,
         won=won,
         lost=lost,
         detectable=smallest,
@@ -179,6 +184,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - done) * p_values[place]))
         adjusted[place] = largest
     return adjusted
+
+
+def corrected(family: dict[Key, Paired]) -> dict[Key, Paired]:
+    """The comparisons of one family with their p values after Holm's correction."""
+    adjusted = holm([result.p_value for result in family.values()])
+    return {key: replace(result, p_holm=p) for (key, result), p in zip(family.items(), adjusted, strict=True)}
 
 
 def detectable_share(variance: float, items: int, alpha: float) -> float:

@@ -174,6 +174,7 @@ class Compare(Section):
     resamples: Annotated[int, Field(ge=1000)]
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     max_forgetting: Share
+    gate: Literal["report", "stop"]
 
 
 class Card(Section):
