@@ -22,11 +22,11 @@ def lively(report: dict[str, Any]) -> None:
         report["tasks"], ((0.013, 0.613), (0.18, 0.613), (0.22, 0.613), (0.52, 0.51), (0.38, 0.4)), strict=False
     ):
         gap = tuned - base
-        entry |= {"base": base, "tuned": tuned, "difference": gap, "ci95": [gap - 0.0613, gap + 0.0547], "p_value": 0.00012345, "won": 127}
+        entry |= {"base": base, "tuned": tuned, "difference": gap, "ci95": [gap - 0.0613, gap + 0.0547], "p_holm": 0.00012345, "won": 127}
     report["base_prompt"] = "few_shot"
     report["domain"] |= {"base": 0.22, "tuned": 0.613, "classical": 0.8371, "difference": 0.393, "ci95": [0.33, 0.456]}
     report["general"] |= {"difference": -0.0061, "ci95": [-0.0313, 0.0189]}
-    report |= {"verdict": "improved", "forgetting": "none", "majority": 0.3671}
+    report |= {"verdict": "improved", "forgetting": "none"}
 
 
 def loss_only(report: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def loss_only(report: dict[str, Any]) -> None:
     report["domain"] |= {"metric": "bits_per_byte", "base": 1.731, "tuned": 1.244, "base_few_shot": None, "classical": None}
     report["general"] |= dict.fromkeys(("base", "tuned", "difference", "ci95", "p_value")) | {"tasks": [], "items": 0}
     report["general_loss"] |= {"up_to": None, "limit_excluded": False, "detectable": None, "by_task": []}
-    report |= {"verdict": "improved", "forgetting": "not measured", "majority": None, "classical": None}
-    report |= {"base_prompt": "plain", "accuracy_by_label": [], "confusion": None}
+    report |= {"verdict": "improved", "forgetting": "not measured", "others": []}
+    report |= {"base_prompt": "plain", "slices": [], "worst_slice": None, "confusion": None, "calibration": {}, "general_lost": []}
     for sample in report["samples"]:
         sample |= {"base": None, "tuned": None}

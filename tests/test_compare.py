@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from stages.compare import __main__ as compare
+from stages.compare.calibration import calibration
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_details
@@ -50,6 +51,10 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     write_rows(paths.SPLIT_TEST, TEST)
     write_rows(paths.SPLIT_TRAIN, TRAIN)
     share({})
+    paths.GENERAL.mkdir()
+    for task in ("arc_easy", "lambada"):
+        lines = [json.dumps({"id": str(number), "context": f"question {number}"}) for number in range(400)]
+        (paths.GENERAL / f"{task}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return params
 
 
@@ -129,8 +134,54 @@ def test_forgetting_is_judged_by_the_pooled_general_items(params: Params, lost: 
     assert found["forgetting"] == word
     assert found["general"]["difference"] == pytest.approx(-lost / 400)
     assert found["general"]["items"] == 400
+    assert {item["item_id"] for item in found["general_lost"]} <= {str(number) for number in range(lost)}
+    assert len(found["general_lost"]) == min(lost, 24)
     assert found["general_loss"]["up_to"] > lost / 400
     assert found["general_loss"]["limit_excluded"] == (found["general_loss"]["up_to"] <= params.compare.max_forgetting)
+
+
+def test_a_loss_over_the_limit_stops_the_pipeline_where_asked_and_the_report_names_the_items(params: Params) -> None:
+    write("base", [*domain(set(range(40))), *general(set(range(300)))])
+    write("tuned", [*domain(set(range(40))), *general(set(range(60, 300)))])
+    gate = params.model_copy(update={"compare": params.compare.model_copy(update={"gate": "stop"})})
+    with pytest.raises(UserError, match=r"lost 15.0 points on 400 general items, and compare.max_forgetting tolerates 5"):
+        compare.main(gate)
+    lost = read_details(paths.COMPARE_REPORT)["general_lost"]
+    assert lost[0] == {"task": "arc_easy", "item_id": "0", "text": "question 0", "target": "x", "base": None, "tuned": None}
+    write("tuned", [*domain(set(range(40))), *general(set(range(3, 300)))])
+    compare.main(gate)
+
+
+def test_a_task_is_forgotten_only_beyond_the_chance_that_several_tasks_give(params: Params) -> None:
+    write("base", [*domain(set(range(40))), *general(set(range(400)))])
+    write("tuned", [*domain(set(range(40))), *general(set(range(400)) - set(range(0, 12, 2)))])  # six of arc_easy: p = 0.031
+    found = report(params)
+    arc = next(task for task in found["tasks"] if task["task"] == "arc_easy")
+    assert arc["p_value"] < params.compare.alpha < arc["p_holm"]
+    assert found["general_loss"]["by_task"][0] == {"task": "arc_easy", "forgetting": "none"}
+
+
+def test_the_worst_slice_has_enough_items_and_is_named_with_what_the_base_does_there(params: Params) -> None:
+    write("base", [*domain(set(range(120)))])
+    write("tuned", [*domain({number for number in range(120) if TEST[number].answer != LABELS[0]})])
+    found = report(params)
+    assert (found["worst_slice"]["by"], found["worst_slice"]["slice"], found["worst_slice"]["tuned"]) == ("label", LABELS[0], 0)
+    assert found["worst_slice"]["base"] == 1
+    assert found["worst_slice"]["p_holm"] >= found["worst_slice"]["p_value"]
+    assert found["worst_slice"]["classical"] > 0.9
+
+
+def test_the_bases_best_way_of_asking_is_corrected_for_the_number_of_ways(params: Params) -> None:
+    scored = [{**item, "task": "label_scores", "probability": 0.5} for item in domain(set(range(60)))]
+    settings = {**SETTINGS, "tasks": {**SETTINGS["tasks"], "label_scores_plain": {**SETTINGS["tasks"]["domain_plain"], "metric": "acc"}}}
+    write("base", [*({**item, "probability": None} for item in domain(set(range(48, 102)))), *scored], settings)
+    write("tuned", [*domain(set(range(54)))], settings)
+    found = report(params)
+    assert found["base_prompt"] == "plain_scored"
+    assert found["domain"]["p_value"] == pytest.approx(2 / 2**6)
+    assert found["domain"]["p_holm"] == pytest.approx(4 / 2**6)
+    assert found["verdict"] == "no difference"
+    assert found["calibration"]["base"]["brier"] == pytest.approx(0.25)
 
 
 def test_a_lower_cost_of_the_reference_answers_is_an_improvement(params: Params) -> None:
@@ -166,11 +217,15 @@ def test_the_classical_baseline_learns_from_the_training_rows_and_stands_beside_
     write("tuned", [*domain(set(range(120))), *general(set())])
     found = report(params)
     assert found["domain"]["classical"] > 0.9  # the labels have words of their own
-    assert found["classical"]["base"] == found["domain"]["classical"]
-    assert found["majority"] == pytest.approx(1 / 3)
+    assert [(entry["prompt"], entry["base"]) for entry in found["others"]] == [
+        ("tf-idf", found["domain"]["classical"]),
+        ("majority", pytest.approx(1 / 3)),
+    ]
     assert sum(map(sum, found["confusion"]["base"]["counts"])) == 120
     assert found["confusion"]["tuned"]["counts"] == [[40 * (i == j) for j in range(4)] for i in range(3)]
-    assert found["accuracy_by_label"] == [{"label": label, "items": 40, "base": 0, "tuned": 1} for label in LABELS]
+    labels = [part for part in found["slices"] if part["by"] == "label"]
+    assert [(part["slice"], part["items"], part["base"], part["tuned"]) for part in labels] == [(label, 40, 0, 1) for label in LABELS]
+    assert {part["by"] for part in found["slices"]} == {"label"}  # one source, no group, every text of eight words
 
 
 def test_every_task_is_reported_on_all_items_and_on_those_that_share_no_words_with_a_training_row(params: Params) -> None:
@@ -200,6 +255,18 @@ def test_a_gain_that_only_items_with_words_of_the_training_rows_show_is_told_bes
     assert found["clean_note"].startswith(told)
     share({"domain": [row.id for row in TEST]})
     assert report(params)["clean_note"].startswith("All 120 items share at least 8 words in a row with a training row")
+
+
+def test_probabilities_that_come_true_are_calibrated_and_overconfidence_is_not() -> None:
+    rng = random.Random(0)
+    sure = {f"{number:04}": rng.random() for number in range(4000)}
+    items = {key: {"item_id": key, "probability": p, "score": float(rng.random() < p)} for key, p in sure.items()}
+    found = calibration(items)
+    assert found["ece"] < 0.03
+    assert found["brier"] == pytest.approx(1 / 6, abs=0.02)  # the mean of p (1 - p) over [0, 1]
+    assert [part["items"] for part in found["bins"]] == [400] * 10
+    boasting = calibration({key: {**item, "probability": 1.0} for key, item in items.items()})
+    assert boasting["ece"] == pytest.approx(1 - boasting["accuracy"])
 
 
 def test_the_report_has_the_same_bytes_twice(params: Params) -> None:

@@ -47,6 +47,7 @@ class Chart:
     Attributes:
         title: what is drawn.
         unit: of the vertical axis.
+        x_name: what the horizontal axis counts.
         lines: at least one.
         x_ticks: of the horizontal axis, from the left.
         y_ticks: of the vertical axis, from the bottom.
@@ -55,13 +56,20 @@ class Chart:
 
     title: str
     unit: str
+    x_name: str
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     grouped: int
 
 
-def line_chart(title: str, unit: str, series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]], from_zero: bool = True) -> Chart:
+def line_chart(
+    title: str,
+    unit: str,
+    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    from_zero: bool = True,
+    x_name: str = "optimiser step",
+) -> Chart:
     """Lays out a line chart.
 
     Args:
@@ -69,6 +77,7 @@ def line_chart(title: str, unit: str, series: Sequence[tuple[str, str, Sequence[
         unit: of the vertical axis.
         series: name, kind and (x, y) points of each line, x ascending; lines without points are left out.
         from_zero: whether the vertical axis starts at zero.
+        x_name: what the horizontal axis counts.
 
     Returns:
         The chart.
@@ -99,7 +108,7 @@ def line_chart(title: str, unit: str, series: Sequence[tuple[str, str, Sequence[
     x_values = [value for value in nice_ticks(left, right) if left <= value <= right and value == int(value)] if right > left else [left]
     x_ticks = tuple(Tick(100 * ((value - left) / (right - left)) if right > left else 50.0, tick_label(value)) for value in x_values)
     y_ticks = tuple(Tick(100 * ((value - low) / (high - low)), tick_label(value)) for value in y_values)
-    return Chart(title, unit, lines, x_ticks, y_ticks, grouped)
+    return Chart(title, unit, x_name, lines, x_ticks, y_ticks, grouped)
 
 
 def _means(points: list[tuple[float, float]], size: int) -> list[tuple[float, float]]:

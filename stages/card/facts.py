@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.card import data_facts, flow, result_facts, rights, run_facts, snippets, worst
+from stages.card import data_facts, evidence, flow, result_facts, rights, run_facts, snippets, worst
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
 from stages.card.weaknesses import weaknesses
@@ -55,9 +55,9 @@ class Facts:
     scores: list[result_facts.Score]
     axis: list[str]
     difference: str
-    majority: str | None
     tasks: list[result_facts.Comparison]
     forgetting: str
+    evidence: evidence.Evidence
     best_prompt: str
     labels: list[Report]
     mistakes: list[tuple[str, str, int]]
@@ -122,7 +122,7 @@ def gather(sources: Sources) -> Facts:
         axis=result_facts.axis(compare),
         difference=result_facts.difference(compare),
         tasks=result_facts.tasks(compare, reports["fetch_general"]),
-        majority=result_facts.majority(compare),
+        evidence=evidence.evidence(compare),
         forgetting=result_facts.forgetting(compare),
         best_prompt=PROMPTS[compare["base_prompt"]],
         labels=result_facts.labels(compare),

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, METRICS, NO_BREAK, PROMPTS, TASKS, Metric, count, number, percent
+from stages.card.words import ACCURACY, METRICS, NO_BREAK, OTHERS, PROMPTS, TASKS, Metric, count, number
 
 SHOWN_MISTAKES = 6
 COVERAGE = 0.95  # of every interval: compare's are of 95 % whatever compare.alpha its tests take
@@ -54,6 +54,7 @@ class Comparison:
         won: items won by the tuned model.
         lost: items lost.
         items: how many.
+        cost: of an answer of the other, in tokens, or None where none was counted.
         scores: both as places on an axis, the other first.
         source: what fetch_general says of the task, or None for the domain.
     """
@@ -67,6 +68,7 @@ class Comparison:
     won: str
     lost: str
     items: str
+    cost: str | None
     scores: tuple[Score, ...]
     source: Report | None
 
@@ -129,10 +131,11 @@ def _against(entry: Report, name: str, kind: str, metric: Metric, top: float, so
         tuned=tuned.text,
         gap=metric.gap(entry["difference"]),
         limits=metric.limits(*entry["ci95"]),
-        p_value=number(entry["p_value"]),
+        p_value=number(entry["p_holm"]),
         won=count(entry["won"]),
         lost=count(entry["lost"]),
         items=count(entry["items"]),
+        cost=cost(entry["cost"]),
         scores=(other, tuned),
         source=source,
     )
@@ -144,9 +147,12 @@ def domain(compare: Report) -> list[Comparison]:
     found = [
         _against(entry, f"Base, {PROMPTS[entry['prompt']]}", "base", metric, top) for entry in compare["tasks"] if entry["task"] == "domain"
     ]
-    if compare["classical"] is not None:
-        found.append(_against(compare["classical"], "Classical classifier", "classical", metric, top))
-    return found
+    return found + [_against(entry, *OTHERS[entry["prompt"]], metric, top) for entry in compare["others"]]
+
+
+def cost(tokens: Report | None) -> str | None:
+    """What an answer costs: the tokens read and written."""
+    return None if tokens is None else f"{number(tokens['prompt_tokens'])} read, {number(tokens['new_tokens'])} written"
 
 
 def _top(compare: Report) -> float:
@@ -166,8 +172,8 @@ def axis(compare: Report) -> list[str]:
 def scores(comparisons: list[Comparison]) -> list[Score]:
     """One score a model: the base's, the tuned model's, the classical baseline's."""
     base = [comparison.scores[0] for comparison in comparisons if comparison.scores[0].kind == "base"]
-    classical = [comparison.scores[0] for comparison in comparisons if comparison.scores[0].kind == "classical"]
-    return [*base, comparisons[0].scores[1], *classical]
+    others = [comparison.scores[0] for comparison in comparisons if comparison.scores[0].kind != "base"]
+    return [*base, comparisons[0].scores[1], *others]
 
 
 def tasks(compare: Report, fetched: Report) -> list[Comparison]:
@@ -183,15 +189,21 @@ def difference(compare: Report) -> str:
     """The paired difference on the domain in one sentence."""
     metric = metric_of(compare)
     best = next(entry for entry in compare["tasks"] if entry["task"] == "domain" and entry["prompt"] == compare["base_prompt"])
-    interval = f"{LEVEL} interval {metric.limits(*best['ci95'])}, p = {number(best['p_value'])}"
+    interval = f"{LEVEL} interval {metric.limits(*best['ci95'])}, p = {number(best['p_holm'])}"
     said = (
         f"The tuned model against the base with its best prompt, row by row: {metric.gap(best['difference'])} ({interval}); "
-        f"{count(best['won'])} rows won, {count(best['lost'])} lost."
+        f"{count(best['won'])} rows won, {count(best['lost'])} lost. {_unseen(best['items'], best['detectable'], metric)}"
     )
     if (clean := best["clean"]) is None or clean["items"] == best["items"]:
         return said
     scores = f"{metric.value(clean['tuned'])} against {metric.value(clean['base'])}, {metric.gap(clean['difference'])}"
     return f"{said} On the {count(clean['items'])} rows that share no 8 words in a row with a training row: {scores}."
+
+
+def _unseen(items: int, detectable: float, metric: Metric) -> str:
+    """What so few items could not have shown."""
+    least = f"{100 * detectable:.1f} points" if metric.is_share else f"{detectable:.3f}"
+    return f"With {count(items)} items you cannot count on seeing less than {least}."
 
 
 def forgetting(compare: Report) -> str:
@@ -202,6 +214,9 @@ def forgetting(compare: Report) -> str:
     change = f"{ACCURACY.gap(general['difference'])} ({LEVEL} interval {ACCURACY.limits(*general['ci95'])})"
     clean = sum(entry["clean"]["items"] for entry in compare["tasks"] if entry["task"] != "domain" and entry["clean"])
     said = f"All {count(general['items'])} general questions together: {change}. Forgetting: {compare['forgetting']}."
+    said = f"{said} {_unseen(general['items'], loss['detectable'], ACCURACY)}"
+    if lost := [TASKS[entry["task"]] for entry in loss["by_task"] if entry["forgetting"] != "none"]:
+        said = f"{said} Lost beyond chance, corrected for the number of tasks: {', '.join(lost)}."
     said = f"{said} {count(clean)} of them share no 8 words in a row with a training row."
     limit, up_to = (f"{100 * value:.1f} points" for value in (loss["limit"], loss["up_to"]))
     if loss["limit_excluded"]:
@@ -254,15 +269,10 @@ def _classical(classical: float, tuned: float, metric: Metric) -> str:
     return f"For comparison, {measured}."
 
 
-def majority(compare: Report) -> str | None:
-    """What always answering the most frequent label would give, in one sentence; None where answers are not labels."""
-    share = compare["majority"]
-    return None if share is None else f"Always answering the most frequent label would be right on {percent(share)}."
-
-
 def labels(compare: Report) -> list[Report]:
     """The share right by label, base and tuned, the most frequent label first."""
-    return sorted(compare["accuracy_by_label"], key=lambda entry: (-entry["items"], entry["label"]))
+    found = [part for part in compare["slices"] if part["by"] == "label"]
+    return sorted(found, key=lambda part: (-part["items"], part["slice"]))
 
 
 def mistakes(compare: Report) -> list[tuple[str, str, int]]:

@@ -6,7 +6,18 @@ In: numbers of the reports. Out: text.
 from dataclasses import dataclass
 
 TASKS = {"arc_easy": "ARC-easy", "hellaswag": "HellaSwag", "openbookqa": "OpenBookQA", "lambada": "LAMBADA"}
-PROMPTS = {"plain": "training prompt", "label_list": "list of labels", "few_shot": "with examples"}
+PROMPTS = {
+    "plain": "training prompt",
+    "label_list": "list of labels",
+    "few_shot": "with examples",
+    "retrieved": "with the nearest examples",
+}
+PROMPTS |= {f"{prompt}_scored": f"{words}, likeliest label" for prompt, words in PROMPTS.items()}
+OTHERS = {  # what stands beside the base, and its colour
+    "tf-idf": ("Classical classifier", "classical"),
+    "majority": ("Always the most frequent label", "classical"),
+    "tuned_scored": ("Tuned, likeliest label", "tuned"),
+}
 METRICS = {"exact_match": "accuracy"}
 
 NO_BREAK = "\u00a0"

@@ -12,7 +12,7 @@ from stages.compare.classical import classical_answers
 from stages.compare.clean import clean_note, clean_part, compared, overlapping, verdict
 from stages.compare.forgetting import forgetting, general_headline, general_loss, lost_items, refusal
 from stages.compare.reading import Items, check_alike, differing, read_evaluation, scores
-from stages.compare.slices import slices, worst
+from stages.compare.slices import FEWEST, slices, worst
 from stages.compare.statistics import Paired, corrected, paired
 from stages.core import paths
 from stages.core.answers import normal
@@ -22,7 +22,8 @@ from stages.core.params import Params
 from stages.core.records import Row, read_rows
 from stages.core.stage import run_stage
 
-PROMPTS = ("plain", "label_list", "few_shot", "retrieved", "label_scores")  # of equally good ones the first is the base's
+PROMPTS = ("plain", "label_list", "few_shot", "retrieved")  # of equally good ones the first is the base's
+SCORED = "{}_scored"  # the same prompt, answered by the likeliest label
 COSTS = ("prompt_tokens", "new_tokens")  # of an answer, where evaluate counted them
 IDS = 50  # items won and lost that the report names, each
 TEXT = 240  # characters of a row that the report shows
@@ -48,17 +49,18 @@ def main(params: Params) -> None:
 
     metric, higher = metrics["domain_plain"]["metric"], metrics["domain_plain"]["higher_is_better"]
     answers = tuned["domain", "plain"]
-    prompts = [prompt for prompt in PROMPTS if ("domain", prompt) in base]
-    asked = corrected({prompt: pair(base["domain", prompt], answers) for prompt in prompts})
+    ways = {prompt: base["domain", prompt] for prompt in PROMPTS if ("domain", prompt) in base}
+    ways |= {SCORED.format(prompt): base["label_scores", prompt] for prompt in PROMPTS if ("label_scores", prompt) in base}
+    asked = corrected({prompt: pair(items, answers) for prompt, items in ways.items()})
     best = max(asked, key=lambda prompt: asked[prompt].first if higher else -asked[prompt].first)
-    domain, before = asked[best], base["domain", best]
-    asked_clean = corrected({prompt: part for prompt in prompts if (part := clean(base["domain", prompt], answers, "domain"))})
+    domain, before = asked[best], ways[best]
+    asked_clean = corrected({prompt: part for prompt, items in ways.items() if (part := clean(items, answers, "domain"))})
     clean_domain = asked_clean.get(best)
     tasks = [
         {
             **described("domain", prompt, metric, higher, result),
             "clean": clean_part(asked_clean.get(prompt)),
-            "cost": cost(base["domain", prompt]),
+            "cost": cost(ways[prompt]),
         }
         for prompt, result in asked.items()
     ]
@@ -69,6 +71,7 @@ def main(params: Params) -> None:
         {
             **described(name, "raw", metrics[f"{name}_raw"]["metric"], True, result),
             "clean": clean_part(clean(base[name, "raw"], tuned[name, "raw"], name)),
+            "cost": cost(tuned[name, "raw"]),
         }
         for name, result in suite.items()
     ]
@@ -79,8 +82,9 @@ def main(params: Params) -> None:
     labelled = metric == "exact_match"
     classical = judged(classical_answers(train, test), test) if labelled else None
     frequent = judged(majority(train, test), test) if labelled else None
-    others = corrected({name: pair(items, answers) for name, items in (("tf-idf", classical), ("majority", frequent)) if items})
-    cheap = {name: described("domain", name, metric, higher, result) for name, result in others.items()}
+    scored = tuned.get(("label_scores", "plain"))
+    beside = {"tf-idf": classical, "majority": frequent, SCORED.format("tuned"): scored}
+    others = corrected({name: pair(items, answers) for name, items in beside.items() if items})
     parts = slices(before, answers, classical, rows, pair)
     headline = {
         "domain": {
@@ -107,8 +111,9 @@ def main(params: Params) -> None:
         "clean_note": clean_note(domain, clean_domain, higher, compare.alpha),
         "general_loss": general_loss(suite, pooled, compare.alpha, compare.max_forgetting),
         "general_lost": [one for name in names for one in lost_items(name, base[name, "raw"], tuned[name, "raw"], paths.GENERAL)],
-        "classical": cheap.get("tf-idf"),
-        "majority": cheap.get("majority"),
+        "others": [
+            {**described("domain", name, metric, higher, result), "cost": cost(beside[name] or {})} for name, result in others.items()
+        ],
         "tuned_cost": cost(answers),
         "alpha": compare.alpha,
         "resamples": compare.resamples,
@@ -116,12 +121,13 @@ def main(params: Params) -> None:
         "lost": differing(before, answers, higher)[1][:IDS],
         "samples": samples(before, answers, rows, higher),
         "slices": parts,
+        "fewest_items": FEWEST,
         "worst_slice": worst(parts, higher),
         "confusion": {"base": confusion(before), "tuned": confusion(answers)} if labelled else None,
         "calibration": {
-            name: calibration(side["domain", "label_scores"])
-            for name, side in (("base", base), ("tuned", tuned))
-            if ("domain", "label_scores") in side
+            name: calibration(side["label_scores", prompt])
+            for name, side, prompt in (("base", base, best.removesuffix(SCORED.format(""))), ("tuned", tuned, "plain"))
+            if ("label_scores", prompt) in side
         },
     }
     with outputs() as place:
