@@ -58,6 +58,7 @@ class Facts:
     tasks: list[result_facts.Comparison]
     forgetting: str
     evidence: evidence.Evidence
+    tuned_cost: str
     best_prompt: str
     labels: list[Report]
     mistakes: list[tuple[str, str, int]]
@@ -102,7 +103,7 @@ def gather(sources: Sources) -> Facts:
     reports, sections = sources.reports, sources.sections
     compare, split, fetched = reports["compare"], reports["split"], reports["fetch_data"]
     metric = result_facts.metric_of(compare)
-    domain = result_facts.domain(compare)
+    domain = result_facts.domain(compare, reports["evaluate_base"], reports["evaluate_tuned"])
     steps, origins = data_facts.funnel(reports), data_facts.origin(fetched)
     labelled = split["labels"]["train"].keys() != {"(none)"}
     losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
@@ -123,6 +124,7 @@ def gather(sources: Sources) -> Facts:
         difference=result_facts.difference(compare),
         tasks=result_facts.tasks(compare, reports["fetch_general"]),
         evidence=evidence.evidence(compare),
+        tuned_cost=result_facts.tuned_cost(reports["evaluate_tuned"]),
         forgetting=result_facts.forgetting(compare),
         best_prompt=PROMPTS[compare["base_prompt"]],
         labels=result_facts.labels(compare),

@@ -121,7 +121,9 @@ def _score(name: str, kind: str, metric: Metric, value: float, items: int, top: 
     return Score(name, kind, metric.value(value), interval, 100 * value / top, low, high)
 
 
-def _against(entry: Report, name: str, kind: str, metric: Metric, top: float, source: Report | None = None) -> Comparison:
+def _against(
+    entry: Report, name: str, kind: str, metric: Metric, top: float, source: Report | None = None, cost: str | None = None
+) -> Comparison:
     """One line of compare's `tasks`."""
     other = _score(name if source is None else "Base", kind, metric, entry["base"], entry["items"], top)
     tuned = _score("Tuned", "tuned", metric, entry["tuned"], entry["items"], top)
@@ -135,24 +137,48 @@ def _against(entry: Report, name: str, kind: str, metric: Metric, top: float, so
         won=count(entry["won"]),
         lost=count(entry["lost"]),
         items=count(entry["items"]),
-        cost=cost(entry["cost"]),
+        cost=cost,
         scores=(other, tuned),
         source=source,
     )
 
 
-def domain(compare: Report) -> list[Comparison]:
-    """The tuned model against each way of asking the base, and against the classical baseline."""
-    metric, top = metric_of(compare), _top(compare)
+def domain(compare: Report, base: Report, tuned: Report) -> list[Comparison]:
+    """The tuned model against each way of asking the base, and against what needs no language model.
+
+    Args:
+        compare: the report of compare.
+        base: that of evaluate on the base, which counted an answer's tokens.
+        tuned: that of evaluate on the tuned model.
+
+    Returns:
+        The comparisons.
+    """
+    metric, top, costs = metric_of(compare), _top(compare), {**_costs(tuned, "tuned_scored"), **_costs(base, "{}_scored")}
     found = [
-        _against(entry, f"Base, {PROMPTS[entry['prompt']]}", "base", metric, top) for entry in compare["tasks"] if entry["task"] == "domain"
+        _against(entry, f"Base, {PROMPTS[entry['prompt']]}", "base", metric, top, cost=costs.get(entry["prompt"]))
+        for entry in compare["tasks"]
+        if entry["task"] == "domain"
     ]
-    return found + [_against(entry, *OTHERS[entry["prompt"]], metric, top) for entry in compare["others"]]
+    return found + [_against(entry, *OTHERS[entry["prompt"]], metric, top, cost=costs.get(entry["prompt"])) for entry in compare["others"]]
 
 
-def cost(tokens: Report | None) -> str | None:
-    """What an answer costs: the tokens read and written."""
-    return None if tokens is None else f"{number(tokens['prompt_tokens'])} read, {number(tokens['new_tokens'])} written"
+def _costs(evaluated: Report, scored: str) -> dict[str, str]:
+    """What an answer costs, the tokens read and written, by way of asking as compare names it; `scored` names a prompt's label scores."""
+    return {
+        scored.format(entry["prompt"]) if entry["task"] == "label_scores" else entry["prompt"]: _tokens(entry)
+        for entry in evaluated["tasks"]
+        if entry["task"] in ("domain", "label_scores")
+    }
+
+
+def tuned_cost(evaluated: Report) -> str:
+    """What an answer of the tuned model costs, in one sentence."""
+    return f"An answer of the tuned model: {_tokens(next(entry for entry in evaluated['tasks'] if entry['task'] == 'domain'))}."
+
+
+def _tokens(entry: Report) -> str:
+    return f"{number(entry['prompt_tokens'])} tokens read, {number(entry['new_tokens'])} written"
 
 
 def _top(compare: Report) -> float:

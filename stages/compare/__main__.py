@@ -24,7 +24,6 @@ from stages.core.stage import run_stage
 
 PROMPTS = ("plain", "label_list", "few_shot", "retrieved")  # of equally good ones the first is the base's
 SCORED = "{}_scored"  # the same prompt, answered by the likeliest label
-COSTS = ("prompt_tokens", "new_tokens")  # of an answer, where evaluate counted them
 IDS = 50  # items won and lost that the report names, each
 TEXT = 240  # characters of a row that the report shows
 
@@ -60,7 +59,6 @@ def main(params: Params) -> None:
         {
             **described("domain", prompt, metric, higher, result),
             "clean": clean_part(asked_clean.get(prompt)),
-            "cost": cost(ways[prompt]),
         }
         for prompt, result in asked.items()
     ]
@@ -71,7 +69,6 @@ def main(params: Params) -> None:
         {
             **described(name, "raw", metrics[f"{name}_raw"]["metric"], True, result),
             "clean": clean_part(clean(base[name, "raw"], tuned[name, "raw"], name)),
-            "cost": cost(tuned[name, "raw"]),
         }
         for name, result in suite.items()
     ]
@@ -111,10 +108,7 @@ def main(params: Params) -> None:
         "clean_note": clean_note(domain, clean_domain, higher, compare.alpha),
         "general_loss": general_loss(suite, pooled, compare.alpha, compare.max_forgetting),
         "general_lost": [one for name in names for one in lost_items(name, base[name, "raw"], tuned[name, "raw"], paths.GENERAL)],
-        "others": [
-            {**described("domain", name, metric, higher, result), "cost": cost(beside[name] or {})} for name, result in others.items()
-        ],
-        "tuned_cost": cost(answers),
+        "others": [described("domain", name, metric, higher, result) for name, result in others.items()],
         "alpha": compare.alpha,
         "resamples": compare.resamples,
         "won": differing(before, answers, higher)[0][:IDS],
@@ -134,12 +128,6 @@ def main(params: Params) -> None:
         write_report(place(paths.COMPARE_REPORT), headline, details)
     if pooled and forgot == "over limit" and compare.gate == "stop":
         raise UserError(refusal(pooled, compare.max_forgetting))
-
-
-def cost(items: Items) -> dict[str, float] | None:
-    """The mean tokens of a prompt and of an answer; None where evaluate did not count them."""
-    counts = {name: [item[name] for item in items.values() if item.get(name) is not None] for name in COSTS}
-    return {name: sum(found) / len(found) for name, found in counts.items()} if all(counts.values()) else None
 
 
 def judged(answers: dict[str, str] | None, test: list[Row]) -> Items | None:
