@@ -18,6 +18,7 @@ COMMANDS = {
     "forget": "drops rows by a decision, and tells what is made anew, what was released and what remains",
     "data-diff": "what changed between two runs' data, as Markdown for a pull request",
     "verify": "derives every hash again, of this checkout, a commit, a released folder or a file (exit code 1 if one does not hold)",
+    "seeds": "runs that differ in nothing but the seed, taken together: the spread over seeds beside the interval over items",
     "keygen": "makes the key that releases are signed with: the private half for you alone, the public half for the repository",
     "release": "registers the adapter of this commit as a version, by an annotated git tag and a signed statement",
     "attest": "a folder with all that ships and the signed statement of what it was made from",
