@@ -1,4 +1,5 @@
-"""Releases that are signed: the statement holds in the repository and in a folder handed on, and each tampering is named."""
+"""Releases that are signed: the statement holds in the repository and in a folder handed on, each tampering is named, and a bare file is
+led back to what made it."""
 
 import shutil
 import subprocess
@@ -170,3 +171,81 @@ def test_without_a_key_nothing_is_signed_and_the_user_is_told(root: Path, tmp_pa
     assert done.returncode == 1
     assert "make one: luthier keygen" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def origin(root: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    return luthier(root, "origin", str(path))
+
+
+def without_cache(root: Path, place: Path) -> Path:
+    """A clone as one has it six months later: git's history and notes, no data, no models, no DVC cache."""
+    git(place, "clone", "--quiet", str(root), "later")
+    git(place / "later", "fetch", "--quiet", "origin", f"{attested.NOTES}:{attested.NOTES}")
+    assert not (place / "later/models/adapter").exists()
+    return place / "later"
+
+
+def test_six_months_later_a_bare_file_names_repository_commit_data_and_licence(root: Path, tmp_path: Path) -> None:
+    later = without_cache(root, tmp_path)
+    shutil.copyfile(root / ADAPTER, tmp_path / "found.safetensors")
+    git(later, "commit", "--quiet", "--allow-empty", "--message", "life goes on")
+    done = origin(later, tmp_path / "found.safetensors")
+    assert done.returncode == 0, done.stderr
+    said = {line[2:13].strip(): line[13:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert done.stdout.startswith(f"{tmp_path}/found.safetensors is {ADAPTER}, sha256 {sha256_file(root / ADAPTER)}")
+    made = git(root, "log", "--format=%H", "--diff-filter=A", "--", "reports/card/provenance.json")
+    assert made in said["commit"]
+    assert said["repository"] == str(root)
+    assert said["release"] == "adapter@v1.0.0, whose signed statement names it"
+    assert said["data"].startswith("data/sources/rows.jsonl, 120 rows, licence not stated")
+    assert said["trained on"].startswith("40 rows, set ")
+    assert said["licence"] == "apache-2.0"
+    assert said["base"].startswith("base, sha256:")
+
+
+def test_a_folder_is_known_whole_and_an_altered_file_of_it_is_named(root: Path, released: Path) -> None:
+    folder = released / "models/adapter"
+    assert origin(root, folder).returncode == 0
+    flip(folder / "adapter_model.safetensors")
+    done = origin(root, folder)
+    assert done.returncode == 1
+    assert "adapter_model.safetensors of" in done.stderr
+    assert "is in no commit of this repository: it was altered, or put there from elsewhere" in done.stderr
+    assert "the other files of the folder are known" in done.stdout
+    assert "it says of itself: base base" in done.stdout
+
+
+def test_a_gguf_that_no_commit_recorded_is_led_back_by_the_adapter_that_it_names(root: Path, tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    def written(name: str, adapter: str) -> Path:
+        writer = GGUFWriter(tmp_path / name, "llama")
+        writer.add_string("luthier.adapter_sha256", adapter)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / name
+
+    done = origin(root, written("ours.gguf", sha256_file(root / ADAPTER)))
+    assert done.returncode == 1
+    assert "the adapter that it names is known" in done.stdout
+    assert "itself is in no commit: it was altered after the export" in done.stderr
+    done = origin(root, written("theirs.gguf", "0" * 64))
+    assert "is unknown: none of this repository's" in done.stderr
+    assert "it says of itself: luthier.adapter_sha256 0000" in done.stdout
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes((tmp_path / "theirs.gguf").read_bytes()[:40])
+    assert "is unknown" in origin(root, broken).stderr
+
+
+def test_outside_a_repository_and_in_a_shallow_clone_it_says_what_to_do(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    shutil.copyfile(root / ADAPTER, tmp_path / "found.safetensors")
+    assert "this folder is in no git repository" in origin(tmp_path, tmp_path / "found.safetensors").stderr
+    assert "is not there" in origin(tmp_path, tmp_path / "none.gguf").stderr
+    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{root}", "shallow")
+    (tmp_path / "other.bin").write_bytes(b"x")
+    assert "this clone is shallow" in origin(tmp_path / "shallow", tmp_path / "other.bin").stderr

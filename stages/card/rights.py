@@ -52,5 +52,7 @@ def words(licence: str, made_from: Sequence[Part]) -> list[str]:
     if OWN_TERMS.search(licence):
         said.append(f"The model is under terms of its own ({licence}), which nobody has compared with these.")
     else:
-        said.append(f"The model is under {licence}. Nothing above contradicts it; what states no licence could not be compared.")
+        unsure = not all(part is not None and is_known(part) for _, part in made_from)
+        rest = "; what states no licence of SPDX could not be compared." if unsure else "."
+        said.append(f"The model is under {licence}. Nothing above contradicts it{rest}")
     return said

@@ -21,6 +21,7 @@ COMMANDS = {
     "seeds": "runs that differ in nothing but the seed, taken together: the spread over seeds beside the interval over items",
     "keygen": "makes the key that releases are signed with: the private half for you alone, the public half for the repository",
     "release": "registers the adapter of this commit as a version, by an annotated git tag and a signed statement",
+    "origin": "which repository, commit, data and licence made a bare adapter, GGUF or other file (exit code 1 if unknown or altered)",
     "attest": "a folder with all that ships and the signed statement of what it was made from",
     "plan": "memory, speed, time, energy and disk of a training, before it starts (exit code 1 if it should not be done here)",
     "doctor": "whether this machine and this checkout are fit to run",
