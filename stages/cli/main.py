@@ -12,6 +12,8 @@ COMMANDS = {
     "verdict": "the result in one line: accuracy against the base, forgetting, where card and report lie",
     "fresh": "whether every result stands for the data, code and parameters as they are now (exit code 1 if not)",
     "review": "a page to judge the worst rows by keyboard: keep, drop or relabel, into data/decisions.csv",
+    "chat": "base and tuned model side by side in the terminal",
+    "blind": "a page that shows both answers without saying whose is which, and counts votes",
     "serve": "OpenAI's interface to a GGUF file, on this machine alone",
     "show": "rows as the model sees them: tokens, and which of them are learnt",
     "lineage": "where a row, a model or a number comes from, and what became of it",

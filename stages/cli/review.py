@@ -5,7 +5,6 @@ The page is served on this machine's loopback address alone, under a path that n
 
 import argparse
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from stages.core import paths
@@ -108,8 +107,3 @@ def _rows(ids: set[str]) -> dict[str, dict[str, Any]]:
         row.id: {"id": row.id, "label": row.label, "text": row.text, "answer": None if row.label is not None else row.answer}
         for row in rows
     }
-
-
-def page_file(name: str) -> bytes:
-    """One of the page's own files."""
-    return Path(__file__).with_name(name).read_bytes()

@@ -9,7 +9,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -131,15 +132,37 @@ class LlamaCpp:
         ended = made["stop_type"] == "eos"
         return Answer(tuple(map(int, made["tokens"][:-1] if ended else made["tokens"])), str(made["content"]), ended)
 
+    def stream(self, ids: Sequence[int], longest: int) -> Iterator[str]:
+        """The greedy continuation, piece by piece.
+
+        Args:
+            ids: of the prompt.
+            longest: tokens it may have.
+
+        Yields:
+            Text.
+        """
+        asked = {"prompt": list(ids), "n_predict": longest, "temperature": 0.0, "stream": True}
+        with self._asked("/completion", asked) as reply:
+            for line in reply:
+                if line.startswith(b"data: {"):
+                    yield str(json.loads(line.removeprefix(b"data: "))["content"])
+
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        with self._asked(path, body) as reply:
+            found: dict[str, Any] = json.loads(reply.read())
+        if "error" in found:
+            raise UserError(f"llama.cpp's {path} says: {found['error'].get('message', found['error'])}")
+        return found
+
+    @contextmanager
+    def _asked(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        """The reply to a request over the socket."""
         link = http.client.HTTPConnection("localhost")
         link.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             link.sock.connect(str(self._folder / "llama.sock"))
             link.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            found: dict[str, Any] = json.loads(link.getresponse().read())
+            yield link.getresponse()
         finally:
             link.close()
-        if "error" in found:
-            raise UserError(f"llama.cpp's {path} says: {found['error'].get('message', found['error'])}")
-        return found
