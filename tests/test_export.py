@@ -1,6 +1,7 @@
 """export: the merged folder is the model that was measured, or nothing is published."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,119 @@ def test_a_tokenizer_that_renders_otherwise_after_saving_is_not_published(ready:
     with pytest.raises(UserError, match="renders the test rows to other token ids"):
         export.main(load_params())
     assert not paths.EXPORT.exists()
+
+
+def test_every_form_has_its_figures_in_the_report_and_on_the_card(ready: Path) -> None:
+    from stages.card.run_facts import export_words
+
+    tiny.edit_params(ready, export__forms=["f16", "q8_0"], export__limits__q8_0__min_top1_agreement=0.8)
+    export.main(load_params())
+    report = read_details(paths.EXPORT_REPORT)
+    assert [form["form"] for form in report["forms"]] == ["f16", "q8_0"]
+    for form in report["forms"]:
+        assert form["answer"]["positions"] == report["agreement"]["answer"]["positions"]
+        assert 0 <= form["answer"]["kl_mean_nats"] < 0.01
+        assert form["answers"] == 4
+    assert {file["path"] for file in report["files"]} == {
+        "models/export/gguf/Modelfile",
+        "models/export/gguf/model-f16.gguf",
+        "models/export/gguf/model-q8_0.gguf",
+        "models/export/serve.md",
+    }
+    assert [line.split(":")[0] for line in export_words(report)[1:]] == ["GGUF F16", "GGUF Q8_0"]
+
+
+def test_a_gguf_with_another_chat_template_is_not_published(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = export.write_gguf
+
+    def wrong(folder: Path, *inputs: Any) -> dict[str, int]:
+        other = folder.with_name("other")
+        shutil.copytree(folder, other)
+        template = other / "chat_template.jinja"
+        template.write_text(template.read_text().replace("<|im_end|>", ""))
+        return real(other, *inputs)
+
+    monkeypatch.setattr(export, "write_gguf", wrong)
+    with pytest.raises(UserError, match=r"f16's chat template renders test row \w+ to other token ids than the adapter's: at token \d+"):
+        export.main(load_params())
+    assert not paths.EXPORT.exists()
+
+
+def test_a_gguf_with_another_tensor_is_not_published(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = export.write_gguf
+
+    def wrong(folder: Path, target: Path, *inputs: Any) -> dict[str, int]:
+        from gguf import GGUFReader
+
+        types = real(folder, target, *inputs)
+        reader = GGUFReader(target, "r+")
+        tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.ffn_gate.weight")
+        tensor.data[:4] = 0
+        reader.data.flush()
+        return types
+
+    monkeypatch.setattr(export, "write_gguf", wrong)
+    with pytest.raises(UserError, match=r"f16: model\.layers\.0\.mlp\.gate_proj\.weight is off by 0\.\d+ .* export\.limits\.f16 asks for"):
+        export.main(load_params())
+    assert not paths.EXPORT.exists()
+
+
+def test_a_form_that_never_stops_is_not_published(ready: Path) -> None:
+    from stages.export.agreement import check
+
+    limit = load_params().export.limits.f16
+    found = {"answer": {"top1_agreement": 1.0, "kl_mean_nats": 0.0, "positions": 9}, "stopped": 0.5}
+    with pytest.raises(UserError, match=r"f16 stops by itself in 0\.5000 of the answers that the adapter ends"):
+        check("f16", found, limit)
+    check("f16", found | {"stopped": None}, limit)
+
+
+def test_base_and_every_artefact_answer_in_the_prompt_of_training(ready: Path) -> None:
+    from contextlib import ExitStack
+
+    from stages.cli.speakers import is_labelled, open_speakers, question
+
+    export.main(load_params())
+    params, said = load_params(), {}
+    assert is_labelled()
+    asked = question("permission granted free", params, labelled=True)
+    assert [message["role"] for message in asked] == ["system", "user"]
+    for artefact in (paths.ADAPTER, paths.EXPORT / "merged", paths.EXPORT / "gguf/model-f16.gguf"):
+        with ExitStack() as stack:
+            speakers = open_speakers(artefact, params, 6, stack)
+            said[artefact] = {name: "".join(speaker(asked)).strip() for name, speaker in speakers.items()}
+    first = said[paths.ADAPTER]
+    assert first["base"] != first["tuned"]
+    assert all(answers["base"] == first["base"] for answers in said.values())
+    assert said[paths.EXPORT / "merged"]["tuned"] == first["tuned"]
+    with pytest.raises(UserError, match=r"params\.yaml is no artefact"), ExitStack() as stack:
+        open_speakers(Path("params.yaml"), params, 6, stack)
+
+
+def test_a_gguf_is_served_on_loopback_to_whoever_has_the_key(ready: Path) -> None:
+    import re
+    import signal
+    import subprocess
+    import sys
+    import urllib.error
+    import urllib.request
+
+    export.main(load_params())
+    file = paths.EXPORT / "gguf/model-f16.gguf"
+    command = [sys.executable, "-m", "stages.cli.main", "serve", str(file), "--port", "0", "--context", "128", "--key", "secret"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(tiny.ROOT)}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.fullmatch(r"export OPENAI_BASE_URL=(http://127\.0\.0\.1:\d+/v1) OPENAI_API_KEY=secret\n", process.stdout.readline())
+        assert found is not None
+        body = json.dumps({"messages": [{"role": "user", "content": "merge"}], "max_tokens": 3}).encode()
+        headers = {"Content-Type": "application/json"}
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(urllib.request.Request(f"{found[1]}/chat/completions", body, headers))
+        allowed = urllib.request.Request(f"{found[1]}/chat/completions", body, {**headers, "Authorization": "Bearer secret"})
+        with urllib.request.urlopen(allowed) as reply:
+            assert json.load(reply)["usage"]["completion_tokens"] >= 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 def test_without_forms_the_adapter_ships_and_nothing_is_loaded(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
