@@ -103,12 +103,12 @@ def test_the_templates_hold_no_number_of_their_own() -> None:
         (paths.CLEAN_REPORT, ("rejected", "repetition"), 321, "321 repetition"),
         (paths.TRAIN_REPORT, ("train_loss",), 0.98761, "0.9876"),
         (paths.TRAIN_MACHINE, ("seconds",), 4321.0, "72.0 minutes"),
-        (paths.EXPORT_REPORT, ("agreement", "answer", "kl_mean_nats"), 0.004321, "0.004321 nats"),
+        (paths.EXPORT_REPORT, ("forms", 0, "answer", "kl_mean_nats"), 0.004321, "0.004321 nats"),
         (paths.TOKENIZE_REPORT, ("sides", "train", "trained_tokens"), 98_765, "98,765"),
     ],
 )
-def test_a_report_s_number_is_the_card_s_number(finished: Path, path: Path, keys: tuple[str, ...], value: float, said: str) -> None:
-    def edit(report: dict[str, Any]) -> None:
+def test_a_report_s_number_is_the_card_s_number(finished: Path, path: Path, keys: tuple[str | int, ...], value: float, said: str) -> None:
+    def edit(report: Any) -> None:
         for key in keys[:-1]:
             report = report[key]
         report[keys[-1]] = value
@@ -299,11 +299,11 @@ def test_without_a_merge_the_card_says_that_the_adapter_ships(finished: Path) ->
     def adapter_only(report: dict[str, Any]) -> None:
         kept = {key: report[key] for key in ("base", "adapter_files", "adapter_bytes")}
         report.clear()
-        report |= {"ships": "adapter", **kept}
+        report |= {"ships": "adapter", "forms": [], "files": [], **kept}
 
     change(paths.EXPORT_REPORT, adapter_only)
     text = made()
-    assert "The adapter ships; nothing was merged" in text
+    assert "The adapter ships alone (export.forms: [])." in text
     assert "models/export" not in text
 
 

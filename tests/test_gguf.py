@@ -78,6 +78,62 @@ def test_llama_cpp_says_what_transformers_says(tmp_path: Path, tiny_base: Path, 
     assert error < 1e-4, name
 
 
+def with_bos(folder: Path, bos: str, template: str) -> None:
+    """Lets a tokenizer put its beginning of sequence before every text, as Llama's and Mistral's do, and its template too."""
+    parsed, config = (json.loads((folder / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    number = next(token["id"] for token in parsed["added_tokens"] if token["content"] == bos)
+    single = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {bos: {"id": bos, "ids": [number], "tokens": [bos]}}
+    parsed["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [*single, *single], "special_tokens": special}
+    (folder / "tokenizer.json").write_text(json.dumps(parsed))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": bos}))
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + template)
+
+
+def make_sentencepiece(folder: Path) -> Path:
+    """A tokenizer of Llama 2's kind: spaces are a sign of the text, and what has no token is written in bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = signs
+    texts = ["permission is hereby granted free of charge to any person", "you sort the terms of a program version later"]
+    trained.train_from_iterator(texts * 3, trainers.BpeTrainer(vocab_size=150, special_tokens=[], show_progress=False))
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    letters = sorted({sign for text in texts for sign in text.replace(" ", "▁")} | {"▁"})
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *(one + other for one, other in merges)]
+    made = Tokenizer(models.BPE({t: n for n, t in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made.normalizer = signs
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = CHAT
+    fast.save_pretrained(folder)
+    with_bos(folder, "<s>", CHAT)
+    return folder
+
+
+CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}[assistant]"
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_a_beginning_of_sequence_is_written_once(tmp_path: Path, tiny_base: Path, kind: str) -> None:
+    tokenizer_folder = tmp_path / "tokenizer"
+    if kind == "sentencepiece":
+        make_sentencepiece(tokenizer_folder)
+    else:
+        load_tokenizer(tiny_base).save_pretrained(tokenizer_folder)
+        with_bos(tokenizer_folder, "<|endoftext|>", CHAT)
+    folder, file = make_folder(tmp_path / "merged", tokenizer_folder, "llama"), tmp_path / "f16.gguf"
+    write_gguf(folder, file, "f16", {})
+    tokenizer = load_tokenizer(folder)
+    wanted = tokenizer.encode(render_prompt(tokenizer, MESSAGES), add_special_tokens=False)
+    assert wanted.count(tokenizer.bos_token_id) == 1
+    with LlamaCpp(file, 256) as llama:
+        assert llama.encode(llama.render(MESSAGES)) == wanted
+    assert tokenizer.bos_token not in modelfile(folder, "f16")
+
+
 @pytest.mark.parametrize(("form", "least", "most"), [("q8_0", 1e-3, 0.01), ("q4_k_m", 0.02, 0.12)])
 def test_a_quantised_file_is_as_far_from_the_weights_as_its_bits_say(
     tmp_path: Path, tiny_base: Path, form: str, least: float, most: float
