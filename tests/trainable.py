@@ -27,7 +27,7 @@ from stages.train.sft import Training
 from stages.train.shards import Shards
 from stages.train.stop import Stop
 from stages.train.tracking import Tracker
-from tests import tiny
+from tests import nursery, tiny
 
 Tokens = tuple[str, list[int], list[bool]]
 
@@ -88,10 +88,13 @@ def start(root: Path, code: str = "") -> subprocess.Popen[str]:
 
 
 def run(root: Path, code: str = "") -> tuple[int, str]:
-    """Runs it to its end: exit code and what it said."""
-    process = start(root, code)
-    said = process.communicate(timeout=300)
-    return process.returncode, "".join(said)
+    """Runs it to its end, quicker to start: exit code and what it said."""
+    said = root.parent / f"{root.name}.said"
+    said.unlink(missing_ok=True)
+    process = nursery.start(root, code, said)
+    process.join(timeout=300)
+    assert process.exitcode is not None
+    return process.exitcode, said.read_text(encoding="utf-8")
 
 
 def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
