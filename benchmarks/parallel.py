@@ -23,7 +23,7 @@ from benchmarks.engines import Padded, drawn
 
 RANK = 16
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-CELL_SECONDS = 150
+CELL_SECONDS = 90
 RESULTS = Path(__file__).parent / "results/parallel.json"
 
 

@@ -172,18 +172,18 @@ def changed(tmp_path: Path, **changes: Any) -> Params:
 def test_on_a_processor_the_plain_path_is_chosen_and_kept_by_a_resumed_run(tiny_base: Path, tmp_path: Path) -> None:
     model = trainable.training(tiny_base, tmp_path / "run").model
     params = changed(tmp_path, train__micro_batch_tokens="auto")
-    made = choose(params, model, 2, [30, 40], {}, tmp_path, Ranks())
+    made = choose(params, model, 2, [30, 40], {}, tmp_path, Ranks(), "single")
     assert made == Choice("plain", None, 1024, 0, False, None, None)
-    assert choose(params, model, 2, [30, 4000], {}, tmp_path, Ranks()) == made  # as it was written
+    assert choose(params, model, 2, [30, 4000], {}, tmp_path, Ranks(), "single") == made  # as it was written
     (tmp_path / "choice.json").unlink()
-    assert choose(params, model, 2, [30, 4000], {}, tmp_path, Ranks()).micro_batch_tokens == 4000
+    assert choose(params, model, 2, [30, 4000], {}, tmp_path, Ranks(), "single").micro_batch_tokens == 4000
 
 
 def test_what_the_fused_path_cannot_train_is_refused_where_it_is_asked_for(tiny_base: Path, tmp_path: Path) -> None:
     model = trainable.training(tiny_base, tmp_path / "run").model
     with pytest.raises(UserError, match=r"train.kernels is fused, but the fused kernels have no dropout; set train.kernels: auto or plain"):
-        choose(changed(tmp_path, train__kernels="fused", train__dropout=0.1), model, 2, [30], {}, tmp_path, Ranks())
-    made = choose(changed(tmp_path, train__kernels="fused", train__recompute=1), model, 2, [30], {}, tmp_path, Ranks())
+        choose(changed(tmp_path, train__kernels="fused", train__dropout=0.1), model, 2, [30], {}, tmp_path, Ranks(), "single")
+    made = choose(changed(tmp_path, train__kernels="fused", train__recompute=1), model, 2, [30], {}, tmp_path, Ranks(), "single")
     assert (made.path, made.recomputed, made.mlp_tokens) == ("fused", 1, 1024)
     fused = fused_model(made, model)
     assert fused is not None
@@ -193,8 +193,8 @@ def test_what_the_fused_path_cannot_train_is_refused_where_it_is_asked_for(tiny_
 def test_more_recomputed_layers_than_there_are_are_told(tiny_base: Path, tmp_path: Path) -> None:
     model = trainable.training(tiny_base, tmp_path / "run").model
     with pytest.raises(UserError, match=r"train.recompute is 3, but the base has 2 layers; set train.recompute: all"):
-        choose(changed(tmp_path, train__recompute=3), model, 2, [30], {}, tmp_path, Ranks())
-    assert choose(changed(tmp_path, train__recompute="all"), model, 2, [30], {}, tmp_path, Ranks()).recomputed == 2
+        choose(changed(tmp_path, train__recompute=3), model, 2, [30], {}, tmp_path, Ranks(), "single")
+    assert choose(changed(tmp_path, train__recompute="all"), model, 2, [30], {}, tmp_path, Ranks(), "single").recomputed == 2
 
 
 def test_the_stage_on_the_fused_path_publishes_what_the_plain_one_does_and_reports_the_gate(tmp_path: Path, tiny_base: Path) -> None:

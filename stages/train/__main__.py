@@ -84,7 +84,9 @@ def hold(joined: Ranks) -> None:
         finished = root / "finished"
         unfinished = checkpoints.fault(finished) is not None
         count = joined.count if joined.count > 1 else launch.processes(params, device)
-        parallel = launch.decided(params, count)
+        parallel = launch.decided(params, device, count)
+        if parallel == "single":
+            count, parallel = joined.count, "single" if joined.count == 1 else "ddp"  # whom a launcher has started trains
         joined.agreed((str(root) if unfinished else "", parallel))
         if unfinished and count > joined.count:
             launch.start(count, parallel, root, stop)
@@ -181,7 +183,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         root.mkdir(parents=True, exist_ok=True)
         checkpoints.check_room(root, 4 * weights * copies)
     plain = PlainModel(model, settings.batching, dtype, tokenizer.pad_token_id or 0)
-    chosen = choice.choose(params, model, plain.layers, [len(row.input_ids) for row in rows], manifest, root, joined)
+    chosen = choice.choose(params, model, plain.layers, [len(row.input_ids) for row in rows], manifest, root, joined, parallel)
     fused = choice.fused_model(chosen, model, shards)
     training = Training(
         model=model,

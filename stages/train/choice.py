@@ -11,10 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.core import planner
+from stages.core import planner, planner_cards
 from stages.core.errors import UserError
 from stages.core.models import base_folder
-from stages.core.planner_shape import UnknownShape
+from stages.core.planner_links import installed_link
+from stages.core.planner_memory import Method
+from stages.core.planner_parallel import exchange
+from stages.core.planner_shape import UnknownShape, shape_of
+from stages.core.planner_speed import ALONE
 from stages.train import machine
 from stages.train.ranks import Ranks
 
@@ -53,7 +57,14 @@ class Choice:
 
 
 def choose(
-    params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], root: Path, ranks: Ranks
+    params: "Params",
+    model: "PeftModel",
+    layers: int,
+    lengths: Sequence[int],
+    manifest: dict[str, Any],
+    root: Path,
+    ranks: Ranks,
+    parallel: str,
 ) -> Choice:
     """The run's choice: of an earlier process of the run, else made now by the first rank, said and written down.
 
@@ -65,22 +76,23 @@ def choose(
         manifest: of the base.
         root: the folder of checkpoints.
         ranks: that train.
+        parallel: single | ddp | fsdp.
 
     Returns:
         The choice; what cannot be done, or does not fit the memory, is a UserError.
     """
-    chosen = _chosen(params, model, layers, lengths, manifest, root / FILE, ranks.count) if ranks.first else None
+    chosen = _chosen(params, model, layers, lengths, manifest, root / FILE, (parallel, ranks.count)) if ranks.first else None
     agreed = ranks.agreed(chosen)
     assert agreed is not None
     return agreed
 
 
 def _chosen(
-    params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], path: Path, ranks: int
+    params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], path: Path, way: tuple[str, int]
 ) -> Choice:
     if path.is_file():
         return Choice(**json.loads(path.read_text(encoding="utf-8")))
-    made = _made(params, model, layers, lengths, manifest, ranks)
+    made = _made(params, model, layers, lengths, manifest, way)
     if model.device.type == "cuda":
         sys.stderr.write(f"train: {told(made, layers)}\n")
     part = path.with_suffix(".part")
@@ -89,7 +101,9 @@ def _chosen(
     return made
 
 
-def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], ranks: int) -> Choice:
+def _made(
+    params: "Params", model: "PeftModel", layers: int, lengths: Sequence[int], manifest: dict[str, Any], way: tuple[str, int]
+) -> Choice:
     settings, device = params.train, model.device.type
     why = None
     if settings.kernels == "fused" or (settings.kernels == "auto" and device == "cuda"):
@@ -110,7 +124,7 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
     path = "fused" if fused else "plain"
     if device == "cuda" and (tokens is None or recomputed is None):
         try:
-            predicted = _predicted(params, path, tokens, recomputed, lengths, manifest, ranks)
+            predicted = _predicted(params, path, tokens, recomputed, lengths, manifest, way)
         except UnknownShape as error:
             tokens, recomputed = tokens or max(lengths), layers if recomputed is None else recomputed
             sys.stderr.write(
@@ -124,14 +138,29 @@ def _made(params: "Params", model: "PeftModel", layers: int, lengths: Sequence[i
 
 
 def _predicted(
-    params: "Params", path: str, tokens: int | None, recomputed: int | None, lengths: Sequence[int], manifest: dict[str, Any], ranks: int
+    params: "Params",
+    path: str,
+    tokens: int | None,
+    recomputed: int | None,
+    lengths: Sequence[int],
+    manifest: dict[str, Any],
+    way: tuple[str, int],
 ) -> planner.Choice:
-    """What the planner advises for this card, as it is now."""
+    """What the planner advises for this card, as it is now, and a way to train on so many of them."""
     import torch
 
     settings, cap = params.train, params.runtime.gpu_memory_gib
+    parallel, ranks = way
+    config = json.loads((base_folder(manifest) / "config.json").read_text(encoding="utf-8"))
+    exchanged = ALONE
+    if ranks > 1:
+        card = planner_cards.named(torch.cuda.get_device_name(0), torch.cuda.mem_get_info()[1])
+        method = Method(
+            path, params.numerics.quantization, settings.rank, settings.target_modules, settings.optimizer, settings.deterministic
+        )
+        exchanged = exchange(parallel, ranks, installed_link(ranks, card), shape_of(config), method, card)
     return planner.choose(
-        config=json.loads((base_folder(manifest) / "config.json").read_text(encoding="utf-8")),
+        config=config,
         quantization=params.numerics.quantization,
         rank=settings.rank,
         target_modules=settings.target_modules,
@@ -147,6 +176,7 @@ def _predicted(
         micro_batch_tokens=tokens,
         recompute=recomputed,
         launch_seconds=machine.launch_seconds(),
+        exchange=exchanged,
     )
 
 

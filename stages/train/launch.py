@@ -3,6 +3,7 @@
 The parent holds the run and publishes; a rank trains. Ranks meet over a file and the loopback device, so no port is opened to others.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.core import paths, planner_cards
+from stages.core.batches import read_tokens
 from stages.core.errors import UserError
 from stages.core.files import remove
+from stages.core.models import base_folder, read_manifest
 from stages.core.parallel import cores
+from stages.core.planner_links import installed_link
+from stages.core.planner_parallel import choose_parallel
+from stages.core.planner_shape import UnknownShape
 from stages.train.ranks import LOOPBACK, STORE
 from stages.train.stop import Stop
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 
 ROOT, PARALLEL = "LUTHIER_ROOT", "LUTHIER_PARALLEL"  # what the parent has decided
 WATCH_SECONDS = 0.1
+CONTEXT_BYTES = int(0.6 * 2**30)  # of a GPU: the driver's and CUDA's own
 LAST_WORDS_SECONDS = 3.0  # for the first rank to say what ended it, before another's end is told
 
 
@@ -50,15 +58,16 @@ def processes(params: "Params", device: str) -> int:
     return gpus if asked == "auto" else asked
 
 
-def decided(params: "Params", count: int) -> str:
+def decided(params: "Params", device: str, count: int) -> str:
     """How the processes train.
 
     Args:
         params: of the whole pipeline.
+        device: cpu or cuda.
         count: of the processes.
 
     Returns:
-        single | ddp | fsdp.
+        single (which takes one of them) | ddp | fsdp.
 
     Raises:
         UserError: DeepSpeed is asked for.
@@ -71,7 +80,41 @@ def decided(params: "Params", count: int) -> str:
         )
     if count == 1:
         return "single"
-    return "ddp" if parallel == "auto" else parallel
+    if parallel != "auto":
+        return parallel
+    return "ddp" if device == "cpu" else _planned(params, count)
+
+
+def _planned(params: "Params", count: int) -> str:
+    """What the planner takes for the GPUs of this host, and says why; ddp where it cannot tell."""
+    import pynvml
+
+    card = planner_cards.installed()
+    if card is None:
+        return "ddp"
+    train, cap = params.train, params.runtime.gpu_memory_gib
+    job = {
+        "config": json.loads((base_folder(read_manifest()) / "config.json").read_text(encoding="utf-8")),
+        "quantization": params.numerics.quantization,
+        "rank": train.rank,
+        "target_modules": train.target_modules,
+        "lengths": [len(row.input_ids) for row in read_tokens(paths.TOKENIZED_TRAIN)],
+        "effective_batch": train.effective_batch,
+        "optimizer": train.optimizer,
+        "deterministic": train.deterministic,
+        # not PyTorch's figure: this process trains nothing, and shall hold no memory of a GPU
+        "available_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free) - CONTEXT_BYTES,
+        "cap_bytes": None if cap is None else round(cap * 2**30),
+        "card": card,
+        "engine": "plain" if train.kernels == "plain" else "fused",
+        "batching": train.batching,
+    }
+    try:
+        parallel, reason = choose_parallel(count, installed_link(count, card), job)
+    except UnknownShape as error:
+        parallel, reason = "ddp", str(error)
+    sys.stderr.write(f"train: {parallel} of {count} GPUs: {reason}\n")
+    return parallel
 
 
 def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
