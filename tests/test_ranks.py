@@ -26,6 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fused": {"kernels": "fused", "neftune_alpha": 5.0},
     "fsdp": {"parallel": "fsdp", "recompute": 1},
     "fsdp_fused": {"parallel": "fsdp", "kernels": "fused"},
+    "room": {},
+    "fsdp_room": {"parallel": "fsdp"},
     "early": {"early_stop": 1, "learning_rate": 0.05, "batching": "pack"},
 }
 
@@ -39,6 +41,8 @@ def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str,
     """One training of a case: its course and adapter."""
     training = trainable.training(base, root, ranks=ranks, rows=18, **{**STEPS, **CASES[case]})
     rehearse(training)
+    if case.endswith("room") and ranks is not None and ranks.rank == 1:
+        decoder_layers(training.model)[2].register_forward_hook(crowded)
     reason = training.fit()
     state = training.state
     course = [point[name] for point in state.train for name in ("loss", "grad_norm")]
@@ -46,8 +50,19 @@ def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str,
         "reason": reason,
         "course": course,
         "validation": [point["loss"] for point in state.validation],
+        "shrunk": [(level["work"], level["step"], level["micro_batch_tokens"]) for level in state.shrunk],
         "adapter": {name: tensor.tolist() for name, tensor in adapter.copied(training.parameters).items()},
     }
+
+
+def crowded(module: Any, inputs: Any, output: torch.Tensor) -> None:
+    """A layer that finds no memory for more than 64 tokens: without gradients in its forward, else in its backward."""
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if output.shape[0] * output.shape[1] > 64:
+        output.register_hook(fail) if output.requires_grad else fail()
 
 
 def work(rank: int, count: int, base: Path, out: Path) -> None:
@@ -93,6 +108,14 @@ def test_ranks_train_as_one_process_does(courses: dict[tuple[int, str], list[dic
     assert list(together[0]["adapter"]) == list(alone["adapter"])
     for name, values in alone["adapter"].items():
         assert torch.tensor(together[0]["adapter"][name]) == pytest.approx(torch.tensor(values), rel=1e-2, abs=2e-3)
+
+
+@pytest.mark.parametrize("case", ["room", "fsdp_room"])
+def test_where_one_rank_finds_no_memory_all_take_less_at_once(courses: dict[tuple[int, str], list[dict[str, Any]]], case: str) -> None:
+    first, second = courses[2, case]
+    assert first["shrunk"] == second["shrunk"]
+    assert "train" in {work for work, _, _ in first["shrunk"]}
+    assert courses[1, case][0]["shrunk"] == []
 
 
 def test_every_rank_holds_the_same_adapter(courses: dict[tuple[int, str], list[dict[str, Any]]]) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stages.train.ranks import Ranks
 
 ALIGNED = 16  # bytes: what Triton and cuBLAS load at once
+gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # PyTorch 2.13 has it under another name
 
 
 class Shards:
@@ -115,7 +116,7 @@ class Shards:
         place = number % 2
         if self._whole[place] != number:
             self._whole[place] = number
-            self._coming[place] = dist.all_gather_into_tensor(self._buffers[place], self._own[number], async_op=True)
+            self._coming[place] = gather(self._buffers[place], self._own[number], async_op=True)
 
     def begin(self) -> None:
         """A pass begins."""
