@@ -90,7 +90,7 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], l
         for process in processes:
             process.start()
         for process in processes:
-            process.join(120)
+            process.join(280)
         assert [process.exitcode for process in processes] == [0] * count
         for case in cases(count):
             found[count, case] = [json.loads((out / f"{case}-{rank}.json").read_text()) for rank in range(count)]

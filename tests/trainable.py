@@ -171,7 +171,7 @@ def around(
         seed=1,
         root=root,
         room=Room(root, plain.layers - recomputed, False, None if fused is None else tokens, ranks is None or ranks.first),
-        tracker=Tracker(root / "live" if ranks is None or ranks.first else None),
+        tracker=Tracker(root / "live" if ranks is None else None),
         stop=Stop(),
         ranks=ranks or Ranks(),
         shards=shards,
