@@ -105,6 +105,7 @@ class Pair:
         return self.nvlink or (None if self.pcie is None else self.pcie if self.p2p else self.pcie / 2)
 
 
+P2P_READ, P2P_NVLINK = 0, 2  # nvmlGpuP2PCapsIndex_t of nvml.h; nvidia-ml-py 13 has tuples of them, which its own function does not take
 PCIE_LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}  # GB/s one way by generation (PCI-SIG)
 
 
@@ -133,11 +134,11 @@ def pairs(uuids: Sequence[str] | None = None) -> list[Pair]:
 
 def _pair(nvml: Any, handles: Sequence[Any], first: int, second: int) -> Pair:
     one, other = handles[first], handles[second]
-    joined = _allowed(nvml, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    joined = _allowed(nvml, one, other, P2P_NVLINK)
     nvlink = min(_nvlink(nvml, one), _nvlink(nvml, other)) if joined else 0.0
     slots = [_slot(nvml, handle) for handle in (one, other)]
     known = [slot for slot in slots if slot is not None]
-    p2p = all(_allowed(nvml, *way, nvml.NVML_P2P_CAPS_INDEX_READ) for way in ((one, other), (other, one)))
+    p2p = all(_allowed(nvml, *way, P2P_READ) for way in ((one, other), (other, one)))
     return Pair(first, second, nvlink, p2p, min(known) if len(known) == 2 else None, _ancestor(nvml, one, other))
 
 
