@@ -78,7 +78,7 @@ def test_a_vote_is_for_the_model_whose_side_was_chosen_and_the_last_one_counts(s
         ["c3", "base", "neither", "ann"],
         ["b2", "base", "tuned", "ann"],
     ]
-    assert ask(server, "end", {}).json["sentence"].startswith("The tuned model is better in 2 of 2 decided votes")
+    assert ask(server, "end", {}).json["sentence"].startswith("The tuned model is better on 2 of 2 decided rows")
 
 
 def test_what_is_no_vote_is_refused_and_not_written(server: BlindServer) -> None:
@@ -122,6 +122,12 @@ def test_the_test_is_that_of_fair_coins_and_does_not_care_which_model_is_which(t
         assert "preferred" in sentence(one)
 
 
+def test_a_row_that_several_people_judged_counts_once() -> None:
+    judged = [("a", "tuned", "ann"), ("a", "tuned", "bob"), ("a", "base", "cy"), ("b", "tuned", "ann"), ("b", "base", "bob")]
+    found = outcome([Vote(name, "base", better, who, "", "") for name, better, who in judged])
+    assert (found.tuned, found.base, found.neither) == (1, 0, 1)
+
+
 def test_nine_of_ten_is_what_a_table_of_the_sign_test_says() -> None:
     names = ["tuned"] * 9 + ["base"]
     found = outcome([Vote(str(number), "base", name, "ann", "", "") for number, name in enumerate(names)])
@@ -152,6 +158,6 @@ def test_a_person_judges_with_the_keyboard_alone_in_a_real_browser(server: Blind
         browser.see("said", "All pairs are judged")
         browser.screenshot(tmp_path / "blind.png")
         browser.press("e")
-        browser.see("said", "The tuned model is better in 0 of 2 decided votes")
+        browser.see("said", "The tuned model is better on 0 of 2 decided rows")
         assert browser.run("return document.title") == "Blind comparison · Luthier"
         assert votes(server) == {"a1": "base", "b2": "neither", "c3": "base"}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from scipy.stats import binomtest
+
 from stages.cli.review_decisions import cell
 from stages.core.errors import UserError
 
@@ -101,10 +103,10 @@ class Outcome:
     """What the votes say.
 
     Attributes:
-        tuned: votes for the tuned model.
-        base: votes for the base.
+        tuned: rows on which the tuned model's answer is the better.
+        base: rows on which the base's is.
         neither: undecided ones, which the test leaves out (Dixon and Mood, 1946, The statistical sign test).
-        share: the tuned model's share of the decided votes, or None.
+        share: the tuned model's share of the decided rows, or None.
         low: lower end of its exact interval (Clopper and Pearson, 1934), or None.
         high: its upper end, or None.
         p_value: two-sided, of a share of one half; 1 where nothing is decided.
@@ -120,7 +122,7 @@ class Outcome:
 
 
 def outcome(votes: list[Vote]) -> Outcome:
-    """The sign test on votes, each on a row of its own.
+    """The sign test on rows: one that several people judged counts once, for the answer that more of them preferred.
 
     Args:
         votes: as `read_votes` gives them.
@@ -128,9 +130,11 @@ def outcome(votes: list[Vote]) -> Outcome:
     Returns:
         The outcome.
     """
-    from scipy.stats import binomtest
-
-    tuned, base, neither = (sum(vote.better == name for vote in votes) for name in ("tuned", "base", "neither"))
+    balance: dict[str, int] = {}
+    for vote in votes:
+        balance[vote.id] = balance.get(vote.id, 0) + (vote.better == "tuned") - (vote.better == "base")
+    tuned, base = sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())
+    neither = len(balance) - tuned - base
     if not tuned + base:
         return Outcome(tuned, base, neither, None, None, None, 1.0)
     test = binomtest(tuned, tuned + base)
@@ -148,6 +152,6 @@ def sentence(found: Outcome) -> str:
         "no difference beyond chance" if not clear else "the tuned model is preferred" if found.share > 0.5 else "the base is preferred"
     )
     return (
-        f"The tuned model is better in {found.tuned} of {decided} decided votes, {found.share:.0%} (95 % interval {found.low:.0%} to "
+        f"The tuned model is better on {found.tuned} of {decided} decided rows, {found.share:.0%} (95 % interval {found.low:.0%} to "
         f"{found.high:.0%}, sign test p = {found.p_value:.2g}), {found.neither} undecided: {verdict}."
     )
