@@ -1,6 +1,6 @@
 """Votes of people who did not know whose answer was whose, and the paired test on them.
 
-In: one vote at a time. Out: lines of a CSV file, and the tuned model's share of the decided votes with interval and p-value.
+In: one vote at a time. Out: lines of a CSV file, and the tuned model's share of the decided rows with interval and p-value.
 """
 
 import csv
