@@ -88,7 +88,7 @@ def test_the_signed_release_holds_here_as_a_tag_and_as_a_folder(intact: Path) ->
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", [ADAPTER, "reports/card/README.md", "reports/card/provenance.json", "models/export/merged/config.json"])
+@pytest.mark.parametrize("name", [ADAPTER, "reports/card/README.md", "reports/card/provenance.json", "models/export/gguf/model-f16.gguf"])
 def test_one_changed_byte_of_a_released_file_is_named(root: Path, released: Path, name: str) -> None:
     flip(released / name)
     (said,) = wrong(released, root / "luthier.pub")
