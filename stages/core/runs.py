@@ -164,9 +164,14 @@ def held_run(stage: str) -> Iterator[Run]:
         yield Run(stage, folder, inputs)
 
 
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Asks the kernel for a signal when the parent dies: a killed `dvc repro` must not leave a trainer holding the GPU (Linux only)."""
-    parent = os.getppid()
+def die_with_parent(number: int = signal.SIGTERM, parent: int | None = None) -> None:
+    """Asks the kernel for a signal when the parent dies: a killed `dvc repro` must not leave a trainer holding the GPU (Linux only).
+
+    Args:
+        number: of the signal.
+        parent: its process id, where it is known; else who is the parent now.
+    """
+    parent = os.getppid() if parent is None else parent
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died between the two calls

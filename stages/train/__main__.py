@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from stages.train.shards import Shards
 
+LOST_SECONDS = 5.0
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: resumable
 
 
@@ -57,10 +59,11 @@ def main(params: Params) -> None:
     if not ranks.started():
         hold(Ranks())
         return
+    if launch.PARENT in os.environ:
+        die_with_parent(signal.SIGKILL, int(os.environ[launch.PARENT]))
     ranks.see_own_gpu()
     joined = ranks.join(device_of(params.runtime.device))
     if launch.ROOT in os.environ:
-        die_with_parent(signal.SIGKILL)
         take_part(Path(os.environ[launch.ROOT]), os.environ[launch.PARALLEL], joined)
     elif joined.first:
         hold(joined)
@@ -120,9 +123,9 @@ def take_part(root: Path, parallel: str, joined: Ranks) -> None:
     dtype = compute_dtype(params.numerics, device)
     with contextlib.ExitStack() as stack:
         stop = Stop()
+        stack.enter_context(told())
         if joined.first:
             stop = stack.enter_context(caught())
-            stack.enter_context(told())
         else:  # the first is stopped, and they end with it; what it says is not said again
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
@@ -131,9 +134,14 @@ def take_part(root: Path, parallel: str, joined: Ranks) -> None:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Says that a signal stopped the training and ends the process with the code for it."""
+    """Says that a signal stopped the training and ends the process with the code for it; that another rank is gone is a UserError."""
     try:
         yield
+    except RuntimeError as error:
+        if not ranks.is_lost(error):
+            raise
+        time.sleep(LOST_SECONDS)  # the process that started the ranks sees which one died, and ends this one before it speaks
+        raise UserError("another rank is gone, so nothing was published; the same command goes on from the last checkpoint") from error
     except Stopped as stopped:
         sys.stderr.write(f"train: stopped by {stopped}; nothing was published; the same command goes on from the last checkpoint\n")
         if stopped.number == signal.SIGINT:

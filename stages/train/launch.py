@@ -26,7 +26,7 @@ from stages.train.stop import Stop
 if TYPE_CHECKING:
     from stages.core.params import Params
 
-ROOT, PARALLEL = "LUTHIER_ROOT", "LUTHIER_PARALLEL"  # what the parent has decided
+ROOT, PARALLEL, PARENT = "LUTHIER_ROOT", "LUTHIER_PARALLEL", "LUTHIER_PARENT"  # what the parent has decided, and its process id
 WATCH_SECONDS = 0.1
 CONTEXT_BYTES = int(0.6 * 2**30)  # of a GPU: the driver's and CUDA's own
 LAST_WORDS_SECONDS = 3.0  # for the first rank to say what ended it, before another's end is told
@@ -136,7 +136,7 @@ def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
     try:
         for rank in range(count):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), STORE: str((meeting / "store").absolute())}
-            environment = {**LOOPBACK, **os.environ, **threads, **place, ROOT: str(root), PARALLEL: parallel}
+            environment = {**LOOPBACK, **os.environ, **threads, **place, ROOT: str(root), PARALLEL: parallel, PARENT: str(os.getpid())}
             with open(meeting / f"rank-{rank}.txt", "wb") as words:
                 ranks.append(
                     subprocess.Popen([sys.executable, "-m", "stages.train", *sys.argv[1:]], env=environment, stderr=words if rank else None)
@@ -161,7 +161,11 @@ def _wait(ranks: "list[subprocess.Popen[bytes]]", meeting: Path, stop: Stop) -> 
         if any(process.poll() for process in ranks):
             break
         time.sleep(WATCH_SECONDS)
-    dead = next((rank for rank, process in enumerate(ranks) if process.poll()), None)
+    codes = [process.poll() for process in ranks]
+    # one that was killed comes before those that miss it
+    dead = next(
+        (rank for rank, code in enumerate(codes) if code and code < 0), next((rank for rank, code in enumerate(codes) if code), None)
+    )
     if dead is None:
         return
     code = ranks[dead].returncode

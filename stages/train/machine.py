@@ -32,40 +32,47 @@ class Reading:
     why_no_joules: str | None
 
 
-def reading(device: str) -> Reading:
-    """Reads clock and energy counter.
+def reading(device: str, uuids: Sequence[str] = ()) -> Reading:
+    """Reads clock and energy counters.
 
     Args:
         device: cpu or cuda.
+        uuids: of the GPUs that train together (`gpu_uuid`); none takes this process's.
 
     Returns:
         The reading.
     """
-    joules, why = _joules(device)
+    joules, why = _joules(device, uuids)
     return Reading(time.monotonic(), joules, why)
 
 
-def _joules(device: str) -> tuple[float | None, str | None]:
-    """The GPU's energy since its driver was loaded, or None and why."""
+def _joules(device: str, uuids: Sequence[str]) -> tuple[float | None, str | None]:
+    """The GPUs' energy since their driver was loaded, or None and why: of one on another host, NVML knows nothing."""
     if device != "cuda":
         return None, "a processor's energy counter is readable by root only"
     try:
         import pynvml
 
-        millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu_handle())
+        handles = [gpu_handle(uuid) for uuid in uuids or [gpu_uuid()]]
+        millijoules = sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, handles))
     except Exception as error:  # a meter never ends a training
         return None, f"NVML gives no energy here ({type(error).__name__}: {error})"
     return millijoules / 1000, None
 
 
-def gpu_handle() -> Any:
-    """NVML's handle of the GPU that PyTorch calls the first."""
-    import pynvml
+def gpu_uuid() -> str:
+    """The name of the GPU that PyTorch calls the first: PyTorch numbers the visible devices, NVML all of them."""
     import torch
 
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+
+
+def gpu_handle(uuid: str) -> Any:
+    """NVML's handle of a GPU."""
+    import pynvml
+
     pynvml.nvmlInit()
-    # PyTorch numbers the visible devices, NVML all of them: the UUID is the same
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    return pynvml.nvmlDeviceGetHandleByUUID(uuid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,13 @@ def see_own_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number) if found is None else found[number]
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error says that another rank is gone: NCCL's errors have a class, gloo's only their text."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def join(device: str) -> Ranks:
     """Meets the other ranks.
 

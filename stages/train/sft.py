@@ -99,7 +99,8 @@ class Training:
         sampled = self.runtime.watch.sample_seconds if self.ranks.first else None
         self.telemetry = telemetry.Telemetry(self.device, self.root / "telemetry.jsonl", sampled)
         self._starts: deque[float] = deque(maxlen=SLOW_STEPS)
-        self._meters = machine.reading(self.device)
+        self._gpus = self.ranks.gathered(machine.gpu_uuid()) if self.device == "cuda" else []
+        self._meters = machine.reading(self.device, self._gpus)
         self._saved = -1 if self.settings.watch.spike == "roll_back" else 0  # where a run may go back, its start is a checkpoint too
         folder = self.ranks.agreed(checkpoints.newest(self.root) if self.ranks.first else None)
         if folder is not None:
@@ -344,7 +345,7 @@ class Training:
 
     def _count_cost(self) -> None:
         """Adds what this process has cost since the last count."""
-        now, before = machine.reading(self.device), self._meters
+        now, before = machine.reading(self.device, self._gpus), self._meters
         self.state.seconds += now.seconds - before.seconds
         if now.joules is None or before.joules is None or self.state.joules is None:
             self.state.joules, self.state.why_no_joules = None, now.why_no_joules

@@ -173,7 +173,7 @@ class Sensors:
         self._handle: Any = None
         if device == "cuda":
             try:
-                self._handle = machine.gpu_handle()
+                self._handle = machine.gpu_handle(machine.gpu_uuid())
             except Exception as error:
                 sys.stderr.write(f"train: no sensor of the GPU is read ({type(error).__name__}: {error}); the training goes on\n")
         self._least_gap = math.inf
