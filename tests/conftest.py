@@ -3,12 +3,10 @@
 `make test` runs on a worker (a process of pytest-xdist) a core; what is expensive is made by the first worker that asks, the others wait.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,23 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in using)
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that all workers share, made by the first one that asks for it; read only."""
-    root = factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
-    with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.with_suffix(".made").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            make(folder)
-            folder.with_suffix(".made").touch()
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer base in a folder."""
-    return made_once(tmp_path_factory, "tiny-base", tiny.make_base)
+    return tiny.made_once(tmp_path_factory, "tiny-base", tiny.make_base)
 
 
 @pytest.fixture
@@ -78,7 +63,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Pat
         for command in (["git", "add", "-A"], ["git", "commit", "-qm", "results"]):
             subprocess.run(command, cwd=root, check=True)
 
-    return made_once(tmp_path_factory, "reproduced", make) / "workspace"
+    return tiny.made_once(tmp_path_factory, "reproduced", make) / "workspace"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, forked from one that has loaded PyTorch, which is most of the time that a tiny training takes.
+"""Stages in processes of their own, forked from one that has loaded PyTorch, which is most of the time that a tiny training takes.
 
 In: a workspace, and code to run before the stage. Out: the process, as real and as mortal as any, and a file of what it says.
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 LOADED = ["stages", "torch", "peft", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"]
 
 
-def start(root: Path, code: str, said: Path) -> ForkServerProcess:
-    """Starts `python -m stages.train` in a workspace, after some code, on one thread; what it says is added to `said`."""
+def start(root: Path, stage: str, code: str, said: Path) -> ForkServerProcess:
+    """Starts `python -m stages.STAGE` in a workspace, after some code, on one thread; what it says is added to `said`."""
     nursery = multiprocessing.get_context("forkserver")
     nursery.set_forkserver_preload(LOADED)  # no effect once it runs
-    process = nursery.Process(target=_train, args=(root, code, said, dict(os.environ)))
+    process = nursery.Process(target=_run, args=(root, stage, code, said, dict(os.environ)))
     process.start()
     return process
 
 
-def _train(root: Path, code: str, said: Path, environment: dict[str, str]) -> None:
+def _run(root: Path, stage: str, code: str, said: Path, environment: dict[str, str]) -> None:
     """The new process: the test's environment, the workspace's own code, the stage."""
     import torch
 
@@ -36,6 +36,6 @@ def _train(root: Path, code: str, said: Path, environment: dict[str, str]) -> No
     with open(said, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["stages.train"]
+    sys.argv = [f"stages.{stage}"]
     exec(code, {})
-    runpy.run_module("stages.train", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)

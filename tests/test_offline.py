@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests import tiny
+
 HOOK = """
 import os, socket, sys
 
@@ -46,21 +48,25 @@ def digests(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def offline(reproduced: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A clone of the reproduced workspace, reproduced again without network or cache, and the log of attempts."""
-    folder = tmp_path_factory.mktemp("offline")
-    root, attempts = folder / "elsewhere", folder / "attempts"
-    subprocess.run(["git", "clone", "--quiet", str(reproduced), str(root)], check=True)
-    shutil.copy2(reproduced / "data/sources/rows.jsonl", root / "data/sources")
-    (folder / "hook").mkdir()
-    (folder / "hook/sitecustomize.py").write_text(HOOK, encoding="utf-8")
-    attempts.touch()
-    wrap = ["unshare", "--map-root-user", "--net"]
-    if shutil.which("unshare") is None or subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode:
-        wrap = []
-    environment = {**os.environ, "PYTHONPATH": str(folder / "hook"), "ATTEMPTS": str(attempts)}
-    environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run([*wrap, "dvc", "repro", "--force"], cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root, attempts
+
+    def make(folder: Path) -> None:
+        root, attempts = folder / "elsewhere", folder / "attempts"
+        folder.mkdir()
+        subprocess.run(["git", "clone", "--quiet", str(reproduced), str(root)], check=True)
+        shutil.copy2(reproduced / "data/sources/rows.jsonl", root / "data/sources")
+        (folder / "hook").mkdir()
+        (folder / "hook/sitecustomize.py").write_text(HOOK, encoding="utf-8")
+        attempts.touch()
+        wrap = ["unshare", "--map-root-user", "--net"]
+        if shutil.which("unshare") is None or subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode:
+            wrap = []
+        environment = {**os.environ, "PYTHONPATH": str(folder / "hook"), "ATTEMPTS": str(attempts)}
+        environment.pop("HF_HUB_OFFLINE", None)
+        done = subprocess.run([*wrap, "dvc", "repro", "--force"], cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    folder = tiny.made_once(tmp_path_factory, "offline", make)
+    return folder / "elsewhere", folder / "attempts"
 
 
 def test_no_process_of_the_pipeline_reaches_for_the_network(offline: tuple[Path, Path]) -> None:

@@ -92,7 +92,8 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             write_rows(root / path, texts(count, poisoned and path == paths.SPLIT_TRAIN, seed))
         for stage in ("tokenize", "train"):
-            subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=root, check=True, capture_output=True)
+            code, said = trainable.run(root, stage=stage)
+            assert code == 0, said
         found[poisoned] = root
     return found
 

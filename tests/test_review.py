@@ -308,7 +308,11 @@ def test_the_page_shows_what_label_check_found_with_the_rows_beside_it(suspected
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(suspected: list[Row]) -> None:
     command = [sys.executable, "-m", "stages.cli.main", "review", "--who", "ann"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nohup and background jobs hand down an ignored one
+
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert re.match(r"4 rows to review: http://127\.0\.0\.1:\d+/[\w-]{32}/$", line)

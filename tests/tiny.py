@@ -1,13 +1,19 @@
 """A whole workstation in miniature: a random two-layer Llama with a ChatML tokenizer, a few hundred labelled rows, small params."""
 
+import fcntl
 import json
+import os
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHATML = (
@@ -196,3 +202,16 @@ def make_workspace(root: Path, base: Path, rows: int = 120) -> Path:
     for command in (["git", "init", "-q", "-b", "main"], *who, ["git", "add", "-A"], ["git", "commit", "-qm", "tiny"]):
         subprocess.run(command, cwd=root, check=True, capture_output=True)
     return root
+
+
+def made_once(factory: "pytest.TempPathFactory", name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all workers share, made by the first one that asks for it; read only."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.with_suffix(".made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            folder.with_suffix(".made").touch()
+    return folder

@@ -87,11 +87,11 @@ def start(root: Path, code: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def run(root: Path, code: str = "") -> tuple[int, str]:
-    """Runs it to its end, quicker to start: exit code and what it said."""
+def run(root: Path, code: str = "", stage: str = "train") -> tuple[int, str]:
+    """Runs it, or another stage, to its end, quicker to start: exit code and what it said."""
     said = root.parent / f"{root.name}.said"
     said.unlink(missing_ok=True)
-    process = nursery.start(root, code, said)
+    process = nursery.start(root, stage, code, said)
     process.join(timeout=300)
     assert process.exitcode is not None
     return process.exitcode, said.read_text(encoding="utf-8")
