@@ -60,11 +60,13 @@ test-gpu: $(READY)  ## the tests that need a CUDA device
 bench-gpu: $(READY)  ## speed and memory beside other engines, on this machine's GPU (benchmarks/README.md)
 	python -m benchmarks.peers $(if $(UNSLOTH_SITE),--unsloth-site $(UNSLOTH_SITE))
 
-bench-data: $(READY)  ## the data stages on 100,000 and on a million rows: seconds and memory (docs/scale.md)
+bench-data: $(READY)  ## the data stages: figures on planted sets, speed and memory up to a million rows (docs/scale.md, docs/data-figures.md)
+	python -m benchmarks.data_figures
 	python -m benchmarks.data --rows 100000
 	python -m benchmarks.data --rows 1000000
 	python -m benchmarks.data --rows 100000 --tokenize
 	python -m benchmarks.data --table
+	python -m benchmarks.data_figures --table
 
 lock: $(READY)  ## resolve pyproject.toml into requirements.lock and versions.yaml again
 	python -m pip install --quiet uv
