@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=SHARE, help="of the labels that are flipped (0.05)")
     args = parser.parse_args()
     params = load_params().label_check
+    if not args.rows.exists():
+        parser.error(f"{args.rows} is missing; make it (make repro) or name another table: --rows")
     rows = [row for row in read_rows(args.rows) if row.label is not None]
     print(f"{len(rows)} labelled rows, {args.share:.0%} of the labels flipped, min_odds {params.min_odds:g}")
     print("| seed | suspects | recall | precision |\n|---|---|---|---|")

@@ -8,6 +8,7 @@ write itself. The same rule holds for every template, with or without `{% genera
 empty thinking block). What stands behind that special token, often a newline, is never generated and not learnt.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -121,16 +122,20 @@ def encode_batches(chat: Chat, batches: Iterable[Sequence[Sequence[Message]]]) -
     Yields:
         The results of each batch.
     """
-    with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[Any, Any, Future[list[Any]]] | None = None
-        for batch in batches:
-            rendered = _render(chat, batch)
-            future = pool.submit(_encodings, chat, _texts(rendered))
+    gc.freeze()  # what is there by now stays, and the collector, which the new lists wake, need not walk over it again and again
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting: tuple[Any, Any, Future[list[Any]]] | None = None
+            for batch in batches:
+                rendered = _render(chat, batch)
+                future = pool.submit(_encodings, chat, _texts(rendered))
+                if waiting is not None:
+                    yield _masks(chat, waiting[0], waiting[1], waiting[2].result())
+                waiting = batch, rendered, future
             if waiting is not None:
                 yield _masks(chat, waiting[0], waiting[1], waiting[2].result())
-            waiting = batch, rendered, future
-        if waiting is not None:
-            yield _masks(chat, waiting[0], waiting[1], waiting[2].result())
+    finally:
+        gc.unfreeze()
 
 
 def _texts(rendered: Sequence["_Rendered | RowFault"]) -> list[str]:
