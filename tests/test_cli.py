@@ -312,3 +312,10 @@ def test_the_doctor_names_what_is_wrong_and_fails(intact: Path) -> None:
     assert re.search(r"error +packages +ftfy is 6\S+, versions\.yaml pins 1\.0\.0; .*make setup", done.stdout)
     assert re.search(r"warn +data +data/sources/new\.jsonl is in no commit.*dvc add", done.stdout)
     assert re.search(r"warn +dvc +stale: .*clean", done.stdout)
+
+
+def test_a_command_whose_reader_has_had_enough_ends_without_a_traceback() -> None:
+    command = f"{sys.executable} -m stages.cli.main verdict | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "141"

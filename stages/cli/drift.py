@@ -23,16 +23,8 @@ from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.records import iter_rows
 
-REPORTS = {
-    "fetch_data": paths.FETCH_DATA_REPORT,
-    "clean": paths.CLEAN_REPORT,
-    "local_models": paths.LOCAL_REPORT,
-    "dedupe": paths.DEDUPE_REPORT,
-    "label_check": paths.LABEL_REPORT,
-    "suspicion": paths.SUSPICION_REPORT,
-    "split": paths.SPLIT_REPORT,
-    "tokenize": paths.TOKENIZE_REPORT,
-}
+# `python -m stages.NAME` writes reports/NAME.json
+REPORTS = {stage: paths.REPORTS / f"{stage}.json" for stage, _, _ in STEPS}
 ABSENT = "not in the data"
 # where the rows lie that end there; rows that a stage kept for the next one are not read again
 ENDS = {

@@ -1,10 +1,12 @@
-"""The command line `luthier`: what is not a stage. In: arguments. Out: text, and exit code 0, 1 (the user can mend it) or 130 (Ctrl-C).
+"""The command line `luthier`: what is not a stage. In: arguments. Out: text, and exit code 0, 1 (the user can mend it), 130 (Ctrl-C) or 141
+(nobody reads).
 
 Only the module of the chosen command is imported, so that `luthier --help` is instant.
 """
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -49,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from stages.core.stage import guarded
 
-    sys.exit(guarded(f"luthier {args.command}", lambda: _run(args), args.debug))
+    try:
+        code = guarded(f"luthier {args.command}", lambda: _run(args), args.debug)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `luthier … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        code = 141  # as the shell tells of a process that SIGPIPE ended
+    sys.exit(code)
 
 
 def _run(args: argparse.Namespace) -> None:
