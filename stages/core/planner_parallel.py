@@ -54,11 +54,6 @@ class Way:
     host_bytes: int
     why_not: str | None
 
-    @property
-    def parallel(self) -> str:
-        """What train.parallel calls it."""
-        return self.name.split(",")[0]
-
 
 def compared(gpus: int, link: Link, job: dict[str, Any]) -> list[Way]:
     """Every way to train a job on so many GPUs.
@@ -191,7 +186,7 @@ def preferred(gpus: int, link: Link, ways: Sequence[Way]) -> tuple[str, str]:
         return "fsdp", f"the whole base does not fit one card, and its {gpus} parts do ({_peak(found['fsdp'])})"
     reason = next(way.why_not for way in ways if way.name == ("fsdp" if gpus > 1 else "single"))
     others = [name for name in found if name.startswith("zero")]
-    would = f"; {others[0]} would fit (train.parallel: {found[others[0]].parallel})" if others else ""
+    would = f"; {others[0]} would fit, and is not built yet" if others else ""
     raise UserError(f"this job fits no way on {cards}: {reason}{would}")
 
 
