@@ -73,7 +73,9 @@ def answered(console: "Console", speakers: "dict[str, Speaker]", asked: dict[str
         return said
 
     def table() -> Table:
-        shown = Table(*speakers, expand=True)
+        shown = Table(expand=True)
+        for name in speakers:
+            shown.add_column(name, ratio=1)
         shown.add_row(*(Text(said[name]) for name in speakers))
         return shown
 
