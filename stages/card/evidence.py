@@ -9,7 +9,7 @@ from typing import Any
 from stages.card.charts import Chart, line_chart
 from stages.card.reading import Report
 from stages.card.result_facts import metric_of
-from stages.card.words import TASKS, count, number, percent
+from stages.card.words import count, number, percent, task_name
 
 LOST = 12  # items that the report shows, the first of each task in turn
 
@@ -140,6 +140,6 @@ def lost(items: list[Report]) -> list[dict[str, Any]]:
     """The general items lost, the tasks in turn, with the tasks' names."""
     by_task: dict[str, list[dict[str, Any]]] = {}
     for item in items:
-        by_task.setdefault(item["task"], []).append({**item, "task": TASKS[item["task"]]})
+        by_task.setdefault(item["task"], []).append({**item, "task": task_name(item["task"])})
     longest = max(map(len, by_task.values()), default=0)
     return [found[turn] for turn in range(longest) for found in by_task.values() if turn < len(found)][:LOST]

@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from stages.card.facts import Facts, Sources
 from stages.card.report import markdown
 from stages.card.result_facts import eval_results
-from stages.card.words import TASKS
+from stages.card.words import task_name
 from stages.core.files import rounded
 
 
@@ -25,7 +25,7 @@ def metadata(facts: Facts, sources: Sources) -> ModelCardData:
         EvalResult(
             task_type="text-classification" if classified and found["task"] == "domain" else "text-generation",
             dataset_type=found["task"],
-            dataset_name=TASKS.get(found["task"], ", ".join(source["name"] for source in facts.sources)),
+            dataset_name=task_name(found["task"]) if found["task"] != "domain" else ", ".join(source["name"] for source in facts.sources),
             dataset_revision=sections["general"]["version"] if found["task"] in tasks else package["version"] if package else None,
             dataset_split=tasks[found["task"]]["split"] if found["task"] in tasks else "test",
             metric_type=found["metric"],

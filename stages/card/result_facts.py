@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, METRICS, NO_BREAK, OTHERS, PROMPTS, TASKS, Metric, count, number
+from stages.card.words import ACCURACY, METRICS, NO_BREAK, OTHERS, OWN, PROMPTS, Metric, count, number, task_name
 
 SHOWN_MISTAKES = 6
 COVERAGE = 0.95  # of every interval: compare's are of 95 % whatever compare.alpha its tests take
@@ -205,7 +205,14 @@ def scores(comparisons: list[Comparison]) -> list[Score]:
 def tasks(compare: Report, fetched: Report) -> list[Comparison]:
     """The general suite, task by task."""
     return [
-        _against(entry, TASKS[entry["task"]], "base", ACCURACY, 1.0, fetched["tasks"][entry["task"]])
+        _against(
+            entry,
+            task_name(entry["task"]),
+            "base",
+            ACCURACY,
+            1.0,
+            fetched["tasks"].get(entry["task"], {**OWN, "available": entry["items"]}),
+        )
         for entry in compare["tasks"]
         if entry["task"] != "domain"
     ]
@@ -241,7 +248,7 @@ def forgetting(compare: Report) -> str:
     clean = sum(entry["clean"]["items"] for entry in compare["tasks"] if entry["task"] != "domain" and entry["clean"])
     said = f"All {count(general['items'])} general questions together: {change}. Forgetting: {compare['forgetting']}."
     said = f"{said} {_unseen(general['items'], loss['detectable'], ACCURACY)}"
-    if lost := [TASKS[entry["task"]] for entry in loss["by_task"] if entry["forgetting"] != "none"]:
+    if lost := [task_name(entry["task"]) for entry in loss["by_task"] if entry["forgetting"] != "none"]:
         said = f"{said} Lost beyond chance, corrected for the number of tasks: {', '.join(lost)}."
     said = f"{said} {count(clean)} of them share no 8 words in a row with a training row."
     limit, up_to = (f"{100 * value:.1f} points" for value in (loss["limit"], loss["up_to"]))

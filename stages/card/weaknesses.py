@@ -3,7 +3,7 @@
 from stages.card import result_facts
 from stages.card.evidence import worst
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, TASKS, count, percent
+from stages.card.words import ACCURACY, count, percent, task_name
 
 SHOWN = 3
 ENOUGH = 10  # test rows of a label, below which its share says little
@@ -26,7 +26,7 @@ def weaknesses(compare: Report) -> list[str]:
     for entry in compare["tasks"]:
         if entry["task"] != "domain" and entry["difference"] < 0:
             sure = "beyond chance" if entry["p_holm"] < compare["alpha"] else "which may be chance"
-            task = TASKS.get(entry["task"], entry["task"])
+            task = task_name(entry["task"])
             items = f"{count(entry['lost'])} questions lost, {count(entry['won'])} won"
             said.append(f"On {task} it changed by {ACCURACY.gap(entry['difference'])}, {sure}: {items}.")
     return said

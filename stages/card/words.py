@@ -6,6 +6,8 @@ In: numbers of the reports. Out: text.
 from dataclasses import dataclass
 
 TASKS = {"arc_easy": "ARC-easy", "hellaswag": "HellaSwag", "openbookqa": "OpenBookQA", "lambada": "LAMBADA"}
+# where an item of lm-eval's own comes from, of which fetch_general knows nothing
+OWN = {"available": None, "split": "the task's own", "license": "the dataset's"}
 PROMPTS = {
     "plain": "training prompt",
     "label_list": "list of labels",
@@ -84,3 +86,8 @@ class Metric:
 
 ACCURACY = Metric("accuracy", True)
 FILTERS = {"count": count, "percent": percent, "number": number, "size": size, "duration": duration}
+
+
+def task_name(task: str) -> str:
+    """What a general task, or one of lm-eval's own, is called."""
+    return TASKS.get(task, f"{task.removeprefix('harness_')} (lm-eval)")

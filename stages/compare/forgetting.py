@@ -70,15 +70,17 @@ def lost_items(name: str, before: Items, after: Items, folder: Path) -> list[dic
         folder: data/general.
 
     Returns:
-        task, item_id, the end of the question, the right answer and both models' answers; None where a model is not asked for one.
+        task, item_id, the end of the question (of lm-eval's own tasks the id), the right answer and both models' answers; None where a
+        model is not asked for one.
     """
-    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    path = folder / f"{name}.jsonl"  # of one of lm-eval's own tasks there is none
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     texts = {item["id"]: item["context"] for item in map(json.loads, filter(None, lines))}
     return [
         {
             "task": name,
             "item_id": key,
-            "text": texts[key][-TEXT:],
+            "text": texts.get(key, key)[-TEXT:],
             "target": after[key]["target"].strip(),
             "base": before[key]["answer"],
             "tuned": after[key]["answer"],

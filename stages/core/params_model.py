@@ -156,12 +156,26 @@ class Prompt(Section):
         return self
 
 
+class Harness(Section):
+    tasks: list[Name]
+    cache: Name | None
+    few_shot: NotNegative | None
+    limit: Positive | None
+
+    @model_validator(mode="after")
+    def _tasks_have_datasets(self) -> "Harness":
+        if self.tasks and self.cache is None:
+            raise ValueError("evaluate.harness.tasks names tasks, but evaluate.harness.cache is null; name the folder of their datasets")
+        return self
+
+
 class Evaluate(Section):
     batch_size: Positive
     max_new_tokens: Positive
     few_shot: NotNegative
     retrieved: NotNegative
     base_prompt: Name
+    harness: Harness
 
     @model_validator(mode="after")
     def _base_prompt_is_fair(self) -> "Evaluate":

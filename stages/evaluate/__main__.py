@@ -29,6 +29,7 @@ from stages.core.records import read_rows, write_table
 from stages.core.runs import held_run
 from stages.core.stage import run_stage
 from stages.evaluate.domain import domain_tasks
+from stages.evaluate.harness import HarnessTask, harness_items, harness_tasks, write_harness_task
 from stages.evaluate.tasks import GENERAL, Task, general_task, settings_digest, write_task
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ SCHEMA = pa.schema(
     ]
 )
 SAMPLES = 5
+FEWSHOT_SEED = 1234  # of the examples of lm-eval's own tasks: the one that lm-eval's command takes
 PACKAGES = ["bitsandbytes", "datasets", "lm-eval", "peft", "torch", "transformers"]
 
 
@@ -64,6 +66,7 @@ def main(variant: str, params: Params) -> None:
         tokenizer = load_tokenizer(paths.TOKENIZER)
         ways = domain_tasks(variant, test, read_rows(paths.SPLIT_TRAIN), params, tokenizer, longest_input(manifest, tokenizer))
         ways += [[task] for name in GENERAL if (task := general_task(name, paths.GENERAL / f"{name}.jsonl"))]
+        ways += [[task] for task in harness_tasks(params.evaluate.harness)]
         device = device_of(params.runtime.device)
         model: PreTrainedModel | PeftModel | None = None
         results: dict[str, dict[str, Any]] = {}
@@ -83,7 +86,15 @@ def main(variant: str, params: Params) -> None:
             "base": {file["path"]: file["sha256"] for file in manifest["files"]},
             "tokenizer": sha256_tree(paths.TOKENIZER),
             "versions": versions(PACKAGES),
-            "tasks": {t.key: {"metric": t.metric, "higher_is_better": t.higher_is_better, "sha256": t.digest} for t in tasks},
+            "tasks": {
+                t.key: {
+                    "metric": t.metric,
+                    "higher_is_better": t.higher_is_better,
+                    "sha256": t.digest,
+                    **(t.facts if isinstance(t, HarnessTask) else {}),
+                }
+                for t in tasks
+            },
         }
         items = [
             {"task": task.name, "prompt": task.prompt, **item}
@@ -134,27 +145,29 @@ def asked(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
     folder.mkdir(parents=True, exist_ok=True)
     for task in way:
-        write_task(task, folder)
+        write_harness_task(task, folder) if isinstance(task, HarnessTask) else write_task(task, folder)
     first, last = way[0], way[-1]
     choices = last.documents[0]["choices"] if last is not first else ()
     engine = Engine(model, tokenizer, batch_size, f"{stage} {first.key}", first.rendered, choices)
     start = time.monotonic()
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's and datasets' own bars
         chosen = TaskManager(include_path=str(folder), include_defaults=False).load([task.key for task in way])
-        found = lm_eval.evaluate(engine, chosen, bootstrap_iters=0, log_samples=True)
+        for loaded in chosen["tasks"].values():
+            loaded.set_fewshot_seed(FEWSHOT_SEED)
+        found = lm_eval.evaluate(engine, chosen, limit=first.limit, bootstrap_iters=0, log_samples=True)
     seconds = time.monotonic() - start
     assert found is not None
-    sys.stderr.write(f"{stage}: {first.key}, {len(first.documents)} items in {seconds:.0f} s\n")
+    sys.stderr.write(f"{stage}: {first.key}, {len(found['samples'][first.key])} items in {seconds:.0f} s\n")
     return {task.key: {**outcome(task, found["samples"][task.key], found["results"][task.key], engine), "seconds": seconds} for task in way}
 
 
 def outcome(task: Task, samples: list[dict[str, Any]], results: dict[str, Any], engine: "Engine") -> dict[str, Any]:
     """`items` and `means` of a task from lm-eval's samples and results."""
-    items = [item(task, sample) for sample in samples]
+    items = harness_items(task, samples) if isinstance(task, HarnessTask) else [item(task, sample) for sample in samples]
     means = {name.removesuffix(",none"): value for name, value in results.items() if isinstance(value, float) and "stderr" not in name}
     if task.metric == "bits_per_byte":
         means = {"bits_per_byte": sum(one["score"] for one in items) / len(items)}
-    generates = task.config["output_type"] == "generate_until"
+    generates = task.generates if isinstance(task, HarnessTask) else task.config["output_type"] == "generate_until"
     costs = [engine.tokens_of(sample["arguments"], sample["resps"][0][0] if generates else None) for sample in samples]
     for name, counts in zip(("prompt_tokens", "new_tokens"), zip(*costs, strict=True), strict=True):
         means[name] = sum(counts) / len(counts)
@@ -202,9 +215,9 @@ def speeds(ways: list[list[Task]], results: dict[str, dict[str, Any]]) -> list[d
         {
             "tasks": [task.name for task in way],
             "prompt": way[0].prompt,
-            "items": len(way[0].documents),
+            "items": len(results[way[0].key]["items"]),
             "seconds": results[way[0].key]["seconds"],
-            "seconds_per_item": results[way[0].key]["seconds"] / len(way[0].documents),
+            "seconds_per_item": results[way[0].key]["seconds"] / len(results[way[0].key]["items"]),
         }
         for way in ways
     ]
@@ -226,7 +239,13 @@ def details(tasks: list[Task], results: dict[str, dict[str, Any]], settings: dic
             samples.append({**one, "prompt": task.prompt, "end_of_prompt": documents[one["item_id"]]["prompt"][-300:]})
     return {
         "tasks": [
-            {"task": task.name, "prompt": task.prompt, "metric": task.metric, "items": len(task.documents), **results[task.key]["means"]}
+            {
+                "task": task.name,
+                "prompt": task.prompt,
+                "metric": task.metric,
+                "items": len(results[task.key]["items"]),
+                **results[task.key]["means"],
+            }
             for task in tasks
         ],
         "accuracy_by_label": by_label,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from transformers import DynamicCache
 
 from stages.core.progress import progress
@@ -232,8 +232,9 @@ class Engine(HFLM):
         """
         if not self.packs:
             return super().generate_until(requests, disable_tqdm)
-        settings = requests[0].args[1]
-        stops, limit = [*settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False)], int(settings["max_gen_toks"])
+        settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        stops = handle_stop_sequences(settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False))
+        limit = int(settings["max_gen_toks"])
         prompts = [self.tok_encode(request.args[0])[-(self.max_length - limit) :] for request in requests]
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
         beginning, cache = self._begin(prompts[0][:shared])
@@ -258,7 +259,7 @@ class Engine(HFLM):
         """
         prompt, second = arguments[0][:2]
         if answer is not None:
-            room = self.max_length - int(second["max_gen_toks"])
+            room = self.max_length - int(second.get("max_gen_toks", self.max_gen_toks))
             return min(len(self.tok_encode(prompt)), room), self.written.get(prompt, len(self.tok_encode(answer)))
         pairs = [self._encode_pair(context, continuation) for context, continuation, *_ in arguments]
         return len(pairs[0][0]), sum(len(continuation) for _, continuation in pairs)

@@ -35,6 +35,7 @@ class Task:
         higher_is_better: the metric's direction.
         config: the task's YAML but for the data file.
         documents: an `id` and the fields that `config` names, each.
+        limit: how many items are asked at most, or None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     higher_is_better: bool
     config: dict[str, Any]
     documents: list[dict[str, Any]]
+    limit: int | None = None
 
     @property
     def key(self) -> str:
