@@ -94,5 +94,5 @@ def refusal(pooled: Paired, limit: float) -> str:
     return (
         f"the tuned model lost {100 * -pooled.difference:.1f} points on {pooled.items} general items, and compare.max_forgetting "
         f"tolerates {100 * limit:g}; reports/compare.json names the items lost: train less or gentler (train.epochs, train.learning_rate), "
-        "or set compare.gate: report"
+        "mix in general rows (tokenize.rehearsal), or set compare.gate: report"
     )
