@@ -40,7 +40,8 @@ LEAST_NATS = 1e-6  # an answer known by heart costs next to nothing alone: the r
 
 def main(variant: str, params: Params) -> None:
     """Measures the rows with one of the two models; `variant` is base or tuned."""
-    tokens = read_tokens(paths.TOKENIZED_TRAIN)
+    domain = {row.id for row in iter_rows(paths.SPLIT_TRAIN)}  # not the general rows of rehearsal
+    tokens = [row for row in read_tokens(paths.TOKENIZED_TRAIN) if row.id.partition("#")[0] in domain]
     sample = seeded_sample((row.id for row in tokens), params.row_losses.max_rows, params.seed)
     chosen = [row for row in tokens if row.id in sample]
     tokenizer = load_tokenizer(paths.TOKENIZER)

@@ -11,8 +11,11 @@ from stages import fetch_general
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_details, sha256_tree
+from stages.core.overlap import evaluation_items
 from stages.core.packages import fetch_wheel
 from stages.core.params import Params, load_params
+from stages.core.records import read_rows
+from stages.core.words import words
 from tests.tiny import ROOT
 
 TASKS = ["arc_easy", "hellaswag", "openbookqa", "lambada"]
@@ -87,6 +90,28 @@ def test_samples_are_seeded_and_nested_and_a_task_of_no_items_is_left_out(
     assert len(run(with_items(params, openbookqa=None), tmp_path / "all", monkeypatch)["openbookqa"]) == 500
     run(with_items(params, openbookqa=20, arc_easy=5), tmp_path / "small", monkeypatch)
     assert sha256_tree(tmp_path / "small") == digest
+
+
+def runs(said: list[str]) -> set[tuple[str, ...]]:
+    """Every eight words in a row."""
+    return {tuple(said[start : start + 8]) for start in range(len(said) - 7)}
+
+
+def test_the_rows_of_rehearsal_are_no_asked_items_and_share_no_words_with_them(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = run(with_items(params, openbookqa=300, hellaswag=20), tmp_path, monkeypatch)
+    rows = read_rows(paths.REHEARSAL)
+    found = read_details(paths.FETCH_GENERAL_REPORT)["rehearsal"]
+    assert len(rows) == found["rows"] == 200 + 500 - found["like_asked"]
+    assert {row.origin.partition("-")[0] for row in rows[:20]} == {"openbookqa", "hellaswag"}
+    assert not {row.origin for row in rows} & {item["id"] for items in asked.values() for item in items}
+    held = {run for _, _, texts in evaluation_items(paths.GENERAL) for text in texts for run in runs(text)}
+    for row in rows:
+        said = words(f"{row.text} {row.answer}")
+        assert not held & runs(said)
+        assert row.label is None
+        assert not row.text.startswith("Question:")
 
 
 def test_another_package_is_told_and_leaves_nothing(params: Params, tmp_path: Path) -> None:

@@ -324,7 +324,9 @@ def test_a_base_without_a_template_asks_for_one_and_takes_the_one_that_lies_read
 
 def test_a_template_outside_its_folder_is_refused_as_dvc_would_not_see_it_change(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenize.chat_template is mine.jinja, expected a file directly in templates/ \(there: none\)"):
-        prepare(tiny_base, {"vocabulary": 1}, Tokenize(chat_template="mine.jinja", max_tokens=8, too_long="drop", new_tokens=[]))
+        prepare(
+            tiny_base, {"vocabulary": 1}, Tokenize(chat_template="mine.jinja", max_tokens=8, too_long="drop", new_tokens=[], rehearsal=0.0)
+        )
 
 
 @pytest.fixture
@@ -374,6 +376,19 @@ def test_equal_inputs_give_equal_bytes_whatever_the_hash_seed(ready: Params) -> 
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "stages.tokenize"], env=env, check=True, capture_output=True)
     assert outs() == first
+
+
+def test_rehearsal_adds_the_first_general_rows_after_the_others_and_says_so_where_there_are_too_few(ready: Params) -> None:
+    paths.REHEARSAL.parent.mkdir()
+    write_rows(paths.REHEARSAL, rows_of([talk(f"general {n}?", "yes") for n in range(4)]))
+    before = ready.tokenize.model_copy(update={"rehearsal": 0.1})
+    main(ready.model_copy(update={"tokenize": before}))
+    ids = pq.read_table(paths.TOKENIZED_TRAIN).column("id").to_pylist()
+    assert ids[-2:] == [row.id for row in rows_of([talk(f"general {n}?", "yes") for n in range(2)])]
+    assert len(ids) == 22
+    assert read_details(paths.TOKENIZE_REPORT)["rehearsal_rows"] == 2
+    with pytest.raises(UserError, match=r"tokenize.rehearsal 0.5 asks for 11 general rows, and data/rehearsal/rows.parquet has 4"):
+        main(ready.model_copy(update={"tokenize": before.model_copy(update={"rehearsal": 0.5})}))
 
 
 def test_nothing_is_written_when_no_row_fits(ready: Params) -> None:

@@ -45,6 +45,7 @@ CURVES = {"train": paths.TRAIN_CURVE, "validation": paths.VALIDATION_CURVE, "spe
 DATA = [
     paths.DECISIONS,
     paths.GENERAL,
+    paths.REHEARSAL,
     paths.RAW_ROWS,
     paths.SPLIT_TRAIN,
     paths.SPLIT_VALIDATION,

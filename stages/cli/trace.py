@@ -47,7 +47,7 @@ def row_tree(prefix: str) -> Tree:
     tree.add(_said(row))
     _decisions(tree, row["id"])
     before = row
-    for stage, kept, rejected in STEPS:
+    for stage, kept, rejected in STEPS[-1:] if with_id(paths.REHEARSAL, row["id"]) else STEPS:
         after = _step(tree, stage, kept, rejected, before)
         if after is None:
             return tree
@@ -68,7 +68,7 @@ def row_tree(prefix: str) -> Tree:
 
 
 def only_row(prefix: str) -> dict[str, Any]:
-    """The row as fetched, or as fetch_data rejected it.
+    """The row as fetched, or as fetch_data rejected it; a general row that rehearsal may mix in.
 
     Args:
         prefix: the row's id, or enough of its first digits to be the only one.
@@ -79,7 +79,7 @@ def only_row(prefix: str) -> dict[str, Any]:
     Raises:
         UserError: no row or several have that id.
     """
-    found = [*beginning(paths.RAW_ROWS, prefix), *beginning(paths.RAW_REJECTED, prefix)]
+    found = [row for path in (paths.RAW_ROWS, paths.RAW_REJECTED, paths.REHEARSAL) for row in beginning(path, prefix)]
     found = [row for row in found if row["id"] == prefix] or found
     if not found:
         missing = "" if paths.RAW_ROWS.is_file() else f"; {paths.RAW_ROWS} is missing, bring it back: dvc checkout or make repro"

@@ -255,6 +255,7 @@ class Tokenize(Section):
     max_tokens: Annotated[int, Field(ge=8)]
     too_long: Literal["drop", "truncate", "split", "raise"]
     new_tokens: list[Name]
+    rehearsal: Annotated[float, Field(ge=0, le=1)]
 
 
 class Params(Section):

@@ -20,6 +20,7 @@ EXPORT = Path("models/export")
 RAW_ROWS = Path("data/raw/rows.parquet")
 RAW_REJECTED = Path("data/raw/rejected.parquet")
 GENERAL = Path("data/general")  # one TASK.jsonl each
+REHEARSAL = Path("data/rehearsal/rows.parquet")  # general items that are asked of no model, as conversations
 CLEAN_ROWS = Path("data/clean/rows.parquet")
 CLEAN_REJECTED = Path("data/clean/rejected.parquet")
 LOCAL_ROWS = Path("data/local_models/rows.parquet")

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,14 @@ def main(params: Params) -> None:
     manifest = read_manifest()
     chat, new = audit.prepare(base_folder(manifest), manifest, params.tokenize)
     control = audit.control_tokens(chat)
+    mixed_in = {"train": general_rows(params.tokenize.rehearsal), "validation": []}
     sides = {"train": Side(), "validation": Side()}
     places = {"train": (paths.SPLIT_TRAIN, paths.TOKENIZED_TRAIN), "validation": (paths.SPLIT_VALIDATION, paths.TOKENIZED_VALIDATION)}
     with files.outputs() as place:
         with TableWriter(place(paths.TOKENIZED_REJECTED), REJECTED_SCHEMA) as rejected:
             for name, (source, target) in places.items():
-                rows = progress(iter_rows(source), "tokenize", total=count_rows(source))
+                everything = chain(iter_rows(source), mixed_in[name])
+                rows = progress(everything, "tokenize", total=count_rows(source) + len(mixed_in[name]))
                 said = ((row, conversation(row, params.prompt.system, params.prompt.template)) for row in rows)
                 with TableWriter(place(target), SCHEMA) as kept:
                     for outcome in tokenized(chat, control, said, params.tokenize.max_tokens, params.tokenize.too_long):
@@ -134,7 +136,28 @@ def main(params: Params) -> None:
         files.write_json(folder / NEW_TOKENS, new)
         check_saved(chat, folder, [encoded for _, encoded in train.first])
         details = {**audit.describe(chat, manifest, params.tokenize, new), **report(chat, sides)}
-        files.write_report(place(paths.TOKENIZE_REPORT), {}, details)
+        files.write_report(place(paths.TOKENIZE_REPORT), {}, {**details, "rehearsal_rows": len(mixed_in["train"])})
+
+
+def general_rows(share: float) -> list[Row]:
+    """The first general rows that no model is asked, so many for each training row.
+
+    Args:
+        share: general rows for each training row.
+
+    Returns:
+        The rows, conversations without a label.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    wanted, there = round(share * count_rows(paths.SPLIT_TRAIN)), count_rows(paths.REHEARSAL)
+    if wanted > there:
+        raise UserError(
+            f"tokenize.rehearsal {share:g} asks for {wanted} general rows, and {paths.REHEARSAL} has {there}; lower it, or ask for items "
+            "of more tasks (general.items): a task that is asked leaves 500 others at most"
+        )
+    return list(islice(iter_rows(paths.REHEARSAL), wanted))
 
 
 def tokenized(
