@@ -29,7 +29,9 @@ def chat_with(base: Path, folder: Path, template: str | None = None, new: list[s
     if template is not None:
         paths.TEMPLATES.mkdir(exist_ok=True)
         (paths.TEMPLATES / "t.jinja").write_text(template, encoding="utf-8")
-    params = Tokenize(chat_template="templates/t.jinja" if template else None, max_tokens=128, too_long="drop", new_tokens=new or [])
+    params = Tokenize(
+        chat_template="templates/t.jinja" if template else None, max_tokens=128, too_long="drop", new_tokens=new or [], rehearsal=0.0
+    )
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     return prepare(base, {"vocabulary": vocabulary, **manifest}, params)[0]
 

@@ -323,10 +323,9 @@ def test_a_base_without_a_template_asks_for_one_and_takes_the_one_that_lies_read
 
 
 def test_a_template_outside_its_folder_is_refused_as_dvc_would_not_see_it_change(tiny_base: Path, tmp_path: Path) -> None:
+    settings = Tokenize(chat_template="mine.jinja", max_tokens=8, too_long="drop", new_tokens=[], rehearsal=0.0)
     with pytest.raises(UserError, match=r"tokenize.chat_template is mine.jinja, expected a file directly in templates/ \(there: none\)"):
-        prepare(
-            tiny_base, {"vocabulary": 1}, Tokenize(chat_template="mine.jinja", max_tokens=8, too_long="drop", new_tokens=[], rehearsal=0.0)
-        )
+        prepare(tiny_base, {"vocabulary": 1}, settings)
 
 
 @pytest.fixture
