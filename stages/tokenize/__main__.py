@@ -151,6 +151,8 @@ def general_rows(share: float) -> list[Row]:
     Raises:
         UserError: there are not so many.
     """
+    if not share:
+        return []
     wanted, there = round(share * count_rows(paths.SPLIT_TRAIN)), count_rows(paths.REHEARSAL)
     if wanted > there:
         raise UserError(
