@@ -29,6 +29,7 @@ EXEMPT_FILES = {
 }
 # Packages whose every change leaves every result as it is; no stage names them in its versions.yaml params.
 EXEMPT_PACKAGES = {
+    "deepspeed": "an extra that moves the base's weights between processes and changes none",
     "nvidia-ml-py": "the energy counter of a GPU, in a report of the machine",
     "tqdm": "the progress bar",
     "triton": "PyTorch's own compiler, of the one version that torch asks for; a PyTorch for processors has none",

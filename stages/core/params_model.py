@@ -222,4 +222,5 @@ class Runtime(Section):
     log_every: Positive
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None
     processes: Literal["auto"] | Positive
+    zero_offload: Literal["gpu", "host"] | Name
     watch: RunWatch

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from stages.train.shards import Shards
+    from stages.train.zero import Zero
 
 LOST_SECONDS = 5.0
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: resumable
@@ -110,7 +111,7 @@ def take_part(root: Path, parallel: str, joined: Ranks) -> None:
 
     Args:
         root: the folder of checkpoints.
-        parallel: ddp | fsdp.
+        parallel: ddp | fsdp | zero3.
         joined: this process among them.
 
     Raises:
@@ -160,7 +161,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         finished: where the result goes.
         stop: the signals caught.
         joined: this process among those that train.
-        parallel: single | ddp | fsdp.
+        parallel: single | ddp | fsdp | zero3.
 
     Raises:
         UserError: an input, the machine or the trained adapter is not fit.
@@ -256,7 +257,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
 
 def load(
     manifest: dict[str, Any], params: Params, device: str, vocabulary: int, joined: Ranks, parallel: str
-) -> "tuple[PreTrainedModel, Shards | None]":
+) -> "tuple[PreTrainedModel, Shards | Zero | None]":
     """The base, whole or with this rank's part of its layers.
 
     Args:
@@ -265,11 +266,18 @@ def load(
         device: cpu or cuda.
         vocabulary: rows the embedding must have at least.
         joined: this process among those that train.
-        parallel: single | ddp | fsdp.
+        parallel: single | ddp | fsdp | zero3.
 
     Returns:
         The base, and what holds its layers where they are split.
     """
+    if parallel == "zero3":
+        from stages.train.zero import Zero
+
+        zero = Zero(device, compute_dtype(params.numerics, device), params.runtime.zero_offload)
+        base = stream_base(manifest, params.numerics, device, vocabulary, zero.take)
+        zero.watch(base, decoder_layers(base))
+        return base, zero
     if parallel != "fsdp":
         return load_base(manifest, params.numerics, device, vocabulary), None
     from stages.train.shards import Shards

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stages.core.params import Params
     from stages.train.fused.model import FusedModel
     from stages.train.shards import Shards
+    from stages.train.zero import Zero
 
 FILE = "choice.json"
 CPU_TOKENS = 1024  # a processor gains nothing from more at once
@@ -76,7 +77,7 @@ def choose(
         manifest: of the base.
         root: the folder of checkpoints.
         ranks: that train.
-        parallel: single | ddp | fsdp.
+        parallel: single | ddp | fsdp | zero3.
 
     Returns:
         The choice; what cannot be done, or does not fit the memory, is a UserError.
@@ -109,7 +110,7 @@ def _made(
     if settings.kernels == "fused" or (settings.kernels == "auto" and device == "cuda"):
         from stages.train.fused.model import why_not
 
-        why = why_not(model, settings, max(lengths))
+        why = "zero3 knows transformers' layers alone" if settings.parallel == "zero3" else why_not(model, settings, max(lengths))
         if why is not None and settings.kernels == "fused":
             raise UserError(f"train.kernels is fused, but {why}; set train.kernels: auto or plain")
     fused = settings.kernels == "fused" or (settings.kernels == "auto" and device == "cuda" and why is None)
@@ -193,14 +194,15 @@ def told(choice: Choice, layers: int) -> str:
     return ", ".join(words)
 
 
-def fused_model(choice: Choice, model: "PeftModel", shards: "Shards | None" = None) -> "FusedModel | None":
+def fused_model(choice: Choice, model: "PeftModel", shards: "Shards | Zero | None" = None) -> "FusedModel | None":
     """The fused path over a model, whole or in shards; None where the plain one is chosen."""
     if choice.path == "plain":
         return None
     from stages.train.fused.model import FusedModel
+    from stages.train.shards import Shards
 
     assert choice.mlp_tokens is not None
-    made = FusedModel(model, None, choice.offload, choice.mlp_tokens, shards)
+    made = FusedModel(model, None, choice.offload, choice.mlp_tokens, shards if isinstance(shards, Shards) else None)
     made.kept = made.layers - choice.recomputed
     return made
 

@@ -67,16 +67,16 @@ def decided(params: "Params", device: str, count: int) -> str:
         count: of the processes.
 
     Returns:
-        single (which takes one of them) | ddp | fsdp.
+        single (which takes one of them) | ddp | fsdp | zero3.
 
     Raises:
-        UserError: DeepSpeed is asked for.
+        UserError: zero2 is asked for.
     """
     parallel = params.train.parallel
-    if parallel in ("zero2", "zero3"):
+    if parallel == "zero2":
         raise UserError(
-            f"train.parallel is {parallel}, and training through DeepSpeed is not built yet; take ddp, or fsdp for a base that does not "
-            f"fit one GPU"
+            "train.parallel is zero2, which is not built: of a LoRA it could split the adapter's gradients and optimizer state alone; take "
+            "ddp, or fsdp or zero3 for a base that does not fit one GPU"
         )
     if count == 1:
         return "single"
@@ -124,7 +124,7 @@ def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
 
     Args:
         count: of them.
-        parallel: how they train: ddp | fsdp.
+        parallel: how they train: ddp | fsdp | zero3.
         root: the folder of checkpoints.
         stop: the signals caught; one is passed on to the first rank, which writes a checkpoint and ends.
     """

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stages.core.params import Runtime, Train
     from stages.train.fused.model import FusedModel
     from stages.train.shards import Shards
+    from stages.train.zero import Zero
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Training:
     stop: Stop
     matmul_rate: float | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    shards: "Shards | None" = None
+    shards: "Shards | Zero | None" = None
     state: State = field(default_factory=State)
     best: adapter.Tensors | None = None
 
