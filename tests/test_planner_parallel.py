@@ -67,7 +67,7 @@ def test_a_job_that_fits_nowhere_is_told_with_what_each_gpu_would_need() -> None
 
 
 def test_where_only_deepspeed_fits_the_sentence_names_it_and_auto_does_not_take_it() -> None:
-    with pytest.raises(UserError, match="zero3, base in host memory would fit, and is not built yet"):
+    with pytest.raises(UserError, match="zero3, base in host memory would fit: set train.parallel to zero3"):
         choose_parallel(2, HOST, job("Qwen2.5-32B", quantization="none"))
 
 
@@ -87,12 +87,15 @@ def test_a_link_too_slow_for_the_gradients_leaves_the_job_on_one_card() -> None:
     assert (way, "costs more than 2 GPUs gain" in reason) == ("single", True)
 
 
-def test_deepspeed_is_refused_for_a_4_bit_base_with_its_reason() -> None:
+def test_deepspeed_is_refused_with_its_reason_where_it_would_split_nothing() -> None:
     found = ways(2, HOST, job())
     assert "each GPU would load the whole model" in str(found["zero3"].why_not)
     assert "take ddp" in str(found["zero2"].why_not)
     assert set(found) == {"single", "ddp", "fsdp", "zero2", "zero3"}
-    assert set(ways(2, HOST, job(gib=80, quantization="none"))) == set(WAYS)
+    whole = ways(2, HOST, job(gib=80, quantization="none"))
+    assert set(whole) == set(WAYS)
+    assert "take ddp" in str(whole["zero2"].why_not)
+    assert whole["zero3"].choice is not None
 
 
 @settings(max_examples=25)

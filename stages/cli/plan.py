@@ -276,7 +276,7 @@ def _print_ways(question: Question, card: Card | None, args: argparse.Namespace)
         print(f"{way.name:<{WIDTH}}{way.choice.peak_bytes / GIB:>10.1f} GiB{cost}  {size}")
     name, reason = preferred(args.gpus, link, ways)
     print(f"\nauto    {name}: {reason}")
-    print("        speeds of several GPUs are computed from the link's; zero2 and zero3 are not built yet (docs/planner-parallel.md)")
+    print("        speeds of several GPUs are computed from the link's; zero3 needs DeepSpeed (docs/planner-parallel.md)")
 
 
 def _is_fixed(params: Params) -> bool:

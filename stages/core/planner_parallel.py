@@ -14,24 +14,17 @@ from stages.core.errors import UserError
 from stages.core.planner import GIB, Choice
 from stages.core.planner_cards import Card
 from stages.core.planner_links import Link
-from stages.core.planner_memory import BF16, FLOAT32, OPTIMIZER_BYTES, Method, held_bytes
+from stages.core.planner_memory import FLOAT32, Method, held_bytes
 from stages.core.planner_shape import Shape, shape_of
 from stages.core.planner_speed import Exchange
 
 GATHERED_LAYERS = 2  # of a sharded base: the one that computes, and the next on its way
 GATHERS = 2  # of each layer and micro-batch: forward and backward, where recomputing uses what the backward gathered
-# DeepSpeed trains an adapter in bfloat16 with its gradients, and keeps float32 values and two moments, of which a GPU has its part
-# (arXiv 1910.02054, section 3.1)
-ZERO_WHOLE, ZERO_PARTED = 2 * BF16, 3 * FLOAT32
-ZERO_BUCKETS = 2 * 50_000_000 * BF16  # bytes of the two buckets that gradients are reduced in
 # GB/s that one drive reads: a PCIe 4.0 NVMe drive's data sheet has 7; all GPUs of the host share it
 NVME_BANDWIDTH = 7.0
 WAYS = ("single", "ddp", "fsdp", "zero2", "zero3", "zero3, base in host memory", "zero3, base on NVMe")
-PLAIN = ("zero2", "zero3")  # ways that only transformers' and PEFT's layers go
-WHY_NO_ZERO = {
-    "zero2": "the base is NF4, whose adapter DeepSpeed would shard and nothing else; take ddp, or numerics.quantization: none",
-    "zero3": "DeepSpeed does not shard a 4-bit base: each GPU would load the whole model; take fsdp, or numerics.quantization: none",
-}
+WHY_NO_ZERO2 = "not built: of a LoRA it could split the adapter's gradients and optimizer state alone; take ddp"
+WHY_NO_ZERO3 = "DeepSpeed does not split a 4-bit base: each GPU would load the whole model; take fsdp, or numerics.quantization: none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,7 @@ class Way:
 def compared(gpus: int, link: Link, job: dict[str, Any]) -> list[Way]:
     """Every way to train a job on so many GPUs.
 
-    A 4-bit base has no way with DeepSpeed; it is told once for each of its two.
+    A 4-bit base has no way with DeepSpeed, and zero3 is told of once.
 
     Args:
         gpus: of one host, alike.
@@ -74,13 +67,14 @@ def compared(gpus: int, link: Link, job: dict[str, Any]) -> list[Way]:
 
 def _way(name: str, gpus: int, link: Link, job: dict[str, Any]) -> Way:
     kind = name.split(",")[0]
-    if job["quantization"] == "nf4" and kind in WHY_NO_ZERO:
-        return Way(name, None, 0.0, 0.0, 0, WHY_NO_ZERO[kind])
+    refused = {"zero2": WHY_NO_ZERO2, "zero3": WHY_NO_ZERO3 if job["quantization"] == "nf4" else None}.get(kind)
+    if refused is not None:
+        return Way(name, None, 0.0, 0.0, 0, refused)
     rows = min(job["effective_batch"], len(job["lengths"]))
     if kind != "single" and rows < gpus:
         return Way(name, None, 0.0, 0.0, 0, f"a step has {rows} rows, fewer than {gpus} GPUs; raise train.effective_batch")
     shape = shape_of(job["config"])
-    engine = "plain" if kind in PLAIN else job.get("engine", "fused")
+    engine = "plain" if kind == "zero3" else job.get("engine", "fused")  # DeepSpeed knows transformers' layers alone
     method = Method(engine, job["quantization"], job["rank"], job["target_modules"], job["optimizer"], job["deterministic"])
     card = job.get("card") or planner_cards.named(job["card_name"], job["available_bytes"])
     own: dict[str, Any] = (
@@ -106,7 +100,7 @@ def exchange(name: str, gpus: int, link: Link, shape: Shape, method: Method, car
     """What a way adds to each GPU.
 
     A ring passes (n - 1) / n of the bytes to gather, and twice that to sum (arXiv 1802.05799, section 3). The adapter is whole on each
-    GPU of ddp and fsdp, and its float32 gradients are summed once a step. fsdp and zero3 gather each layer's frozen weights, as they are
+    GPU, and its float32 gradients are summed once a step. fsdp and zero3 gather each layer's frozen weights, as they are
     packed, forward and backward; while one layer computes the next is on its way, but for the first of both directions.
 
     Args:
@@ -124,14 +118,10 @@ def exchange(name: str, gpus: int, link: Link, shape: Shape, method: Method, car
     trained = shape.adapter_parameters(method.rank, method.target_modules)
     passed = (gpus - 1) / gpus
     kind = name.split(",")[0]
-    more = 0  # the gradients lie in the buffer that is summed
+    more = 0  # beside one GPU's: the gradients lie in the buffer that is summed
     pass_seconds = exposed = 0.0
     step = link.seconds(2 * passed * trained * FLOAT32)
     layer = held["base"] / shape.layers
-    if kind in ("zero2", "zero3"):
-        optimizer = int(trained * OPTIMIZER_BYTES[method.optimizer])
-        more = int(trained * (ZERO_WHOLE + ZERO_PARTED / gpus)) - held["adapter"] - optimizer + ZERO_BUCKETS
-        step = link.seconds(2 * passed * trained * BF16, 2)
     if kind in ("fsdp", "zero3"):
         parted = 0.0 if "," in name else held["base"] / gpus  # the embeddings stay whole
         more += int(parted + GATHERED_LAYERS * layer - held["base"])
@@ -186,7 +176,7 @@ def preferred(gpus: int, link: Link, ways: Sequence[Way]) -> tuple[str, str]:
         return "fsdp", f"the whole base does not fit one card, and its {gpus} parts do ({_peak(found['fsdp'])})"
     reason = next(way.why_not for way in ways if way.name == ("fsdp" if gpus > 1 else "single"))
     others = [name for name in found if name.startswith("zero")]
-    would = f"; {others[0]} would fit, and is not built yet" if others else ""
+    would = f"; {others[0]} would fit: set train.parallel to zero3, which needs DeepSpeed, an extra" if others else ""
     raise UserError(f"this job fits no way on {cards}: {reason}{would}")
 
 
