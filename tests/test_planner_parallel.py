@@ -67,7 +67,7 @@ def test_a_job_that_fits_nowhere_is_told_with_what_each_gpu_would_need() -> None
 
 
 def test_where_only_deepspeed_fits_the_sentence_names_it_and_auto_does_not_take_it() -> None:
-    with pytest.raises(UserError, match="zero3, base in host memory would fit: set train.parallel to zero3"):
+    with pytest.raises(UserError, match=r"zero3, base in host memory would fit: set train\.parallel to zero3"):
         choose_parallel(2, HOST, job("Qwen2.5-32B", quantization="none"))
 
 
