@@ -219,6 +219,9 @@ def _nats(candidate: _Candidate, belief: _Belief) -> float:
     left_out = part[where]
     others = counts[where] - 1.0
     expected = (len(rows) - 1) * (words.counts[column] - 1) / max(1, words.rows - 1)
+    # in longer prompts every word is in more rows, which is no topic: they are measured by prompts of their length
+    usual = (words.counts.sum() - words.counts[present[part]].sum()) / words.rows
+    expected *= max(1.0, np.count_nonzero(~left_out) / (len(rows) * usual)) if usual else 1.0
     topic = np.where(left_out, 0.0, np.log((others + 1) / (expected + 1)))
     off_topic = np.bincount(place, topic, minlength=len(rows)) <= FORETOLD
     owners = _some(np.flatnonzero(belief.has).astype(np.int32))
