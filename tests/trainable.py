@@ -97,7 +97,7 @@ def run(root: Path, code: str = "", stage: str = "train") -> tuple[int, str]:
     return process.exitcode, said.read_text(encoding="utf-8")
 
 
-def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(found: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 600) -> None:
     """Waits until something is there, or the process has ended, or too long."""
     end = time.monotonic() + seconds
     while not found() and process.poll() is None:
