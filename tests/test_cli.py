@@ -65,11 +65,11 @@ def test_a_mistaken_command_is_an_error() -> None:
 
 REPORT = {
     "verdict": "improved",
+    "base_prompt": "few_shot",
     "forgetting": "none",
     "domain": {
         "metric": "accuracy",
-        "base": 0.12,
-        "base_few_shot": 0.31,
+        "base": 0.31,
         "tuned": 0.64,
         "difference": 0.33,
         "ci95": [0.27, 0.39],
@@ -81,7 +81,8 @@ REPORT = {
 
 def test_the_verdict_is_one_line_against_the_bases_best_prompt() -> None:
     line = (
-        "improved: accuracy 0.64 against the base's best 0.31 (+0.33, 95 % interval 0.27 to 0.39, p < 0.001, 300 items); forgetting: none"
+        "improved: accuracy 0.64 against the base's best 0.31, with examples "
+        "(+0.33, 95 % interval 0.27 to 0.39, p < 0.001, 300 items); forgetting: none"
     )
     assert verdict.line(REPORT) == line
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from stages.card.words import PROMPTS
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_details
@@ -38,13 +39,12 @@ def line(report: dict[str, Any]) -> str:
         report: reports/compare.json.
 
     Returns:
-        For instance `improved: accuracy 0.64 against the base's best 0.31 (+0.33, 95 % interval 0.27 to 0.39, p < 0.001, 300 items);
-        forgetting: none`.
+        For instance `improved: accuracy 0.64 against the base's best 0.31, with examples (+0.33, 95 % interval 0.27 to 0.39, p < 0.001,
+        300 items); forgetting: none`.
     """
     domain = report["domain"]
-    best = max(score for score in (domain["base"], domain["base_few_shot"]) if score is not None)
     low, high = domain["ci95"]
     p_value = "p < 0.001" if domain["p_value"] < 0.001 else f"p = {domain['p_value']:.3f}"
     evidence = f"{domain['difference']:+.2f}, 95 % interval {low:.2f} to {high:.2f}, {p_value}, {domain['items']} items"
-    scores = f"{domain['metric']} {domain['tuned']:.2f} against the base's best {best:.2f} ({evidence})"
+    scores = f"{domain['metric']} {domain['tuned']:.2f} against the base's best {domain['base']:.2f}, {PROMPTS[report['base_prompt']]} ({evidence})"
     return f"{report['verdict']}: {scores}; forgetting: {report['forgetting']}"
