@@ -46,5 +46,6 @@ def line(report: dict[str, Any]) -> str:
     low, high = domain["ci95"]
     p_value = "p < 0.001" if domain["p_value"] < 0.001 else f"p = {domain['p_value']:.3f}"
     evidence = f"{domain['difference']:+.2f}, 95 % interval {low:.2f} to {high:.2f}, {p_value}, {domain['items']} items"
-    scores = f"{domain['metric']} {domain['tuned']:.2f} against the base's best {domain['base']:.2f}, {PROMPTS[report['base_prompt']]} ({evidence})"
+    best = f"{domain['base']:.2f}, {PROMPTS[report['base_prompt']]}"
+    scores = f"{domain['metric']} {domain['tuned']:.2f} against the base's best {best} ({evidence})"
     return f"{report['verdict']}: {scores}; forgetting: {report['forgetting']}"
