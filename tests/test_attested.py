@@ -201,7 +201,7 @@ def test_six_months_later_a_bare_file_names_repository_commit_data_and_licence(r
     assert said["data"].startswith("data/sources/rows.jsonl, 120 rows, licence not stated")
     assert said["trained on"].startswith("40 rows, set ")
     assert said["licence"] == "apache-2.0"
-    assert said["base"].startswith("base, sha256:")
+    assert said["base"].startswith("tiny-base, sha256:")
 
 
 def test_a_folder_is_known_whole_and_an_altered_file_of_it_is_named(root: Path, released: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_folder_is_known_whole_and_an_altered_file_of_it_is_named(root: Path, 
     assert "adapter_model.safetensors of" in done.stderr
     assert "is in no commit of this repository: it was altered, or put there from elsewhere" in done.stderr
     assert "the other files of the folder are known" in done.stdout
-    assert "it says of itself: base base" in done.stdout
+    assert "it says of itself: base tiny-base" in done.stdout
 
 
 def test_a_gguf_that_no_commit_recorded_is_led_back_by_the_adapter_that_it_names(root: Path, tmp_path: Path) -> None:

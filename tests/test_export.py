@@ -267,7 +267,12 @@ def test_a_gguf_is_served_on_loopback_to_whoever_has_the_key(ready: Path) -> Non
     export.main(load_params())
     file = paths.EXPORT / "gguf/model-f16.gguf"
     command = [sys.executable, "-m", "stages.cli.main", "serve", str(file), "--port", "0", "--context", "128", "--key", "secret"]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(tiny.ROOT)}, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nohup and background jobs hand down an ignored one
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None
         found = re.fullmatch(r"export OPENAI_BASE_URL=(http://127\.0\.0\.1:\d+/v1) OPENAI_API_KEY=secret\n", process.stdout.readline())
         assert found is not None

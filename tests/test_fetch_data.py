@@ -121,7 +121,7 @@ def test_the_report_names_each_file_with_its_hash_and_rows(own_rows: Path) -> No
     report = read_details(paths.FETCH_DATA_REPORT)
     digest = sha256_file(own_rows / "data/sources/rows.jsonl")
     file = {"path": "data/sources/rows.jsonl", "sha256": digest, "format": "labelled", "rows": 120, "rejected": 0}
-    file |= {"unused_columns": [], "formula_cells": 0}
+    file |= {"unused_columns": [], "formula_cells": 0, "license": None}
     assert report["files"] == [file]
     assert (report["rows_read"], report["rows_kept"], report["rejected"]) == (120, 100, {"over_max_rows": 20})
     assert [item.evidence for item in read_rejected(paths.RAW_REJECTED)] == [{"max_rows": 100, "rows": 120}] * 20

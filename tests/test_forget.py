@@ -54,7 +54,7 @@ def test_a_forgotten_row_is_dropped_by_label_check_and_everything_it_touches_is_
     assert re.search(rf"{row.id}: train side, learnt in steps? \d", said)
     assert "now: label_check, card\n" in said
     assert re.search(r"then, .*: .*split, tokenize, train, ", said)
-    assert "stays as it is: fetch_model, fetch_data, fetch_general, clean, dedupe\n" in said
+    assert "stays as it is: fetch_model, fetch_data, fetch_general, clean, local_models, dedupe\n" in said
     assert f"adapter@v0.0.1: learnt {row.id}" in said
     assert f"source: {row.source} {row.origin}; take it out" in said
     assert "dvc gc --workspace" in said

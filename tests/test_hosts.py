@@ -1,4 +1,4 @@
-"""The jobs of docs/examples for several hosts: what Slurm and Kubernetes read of them is checked, and their commands are run.
+"""The jobs of docs/jobs for several hosts: what Slurm and Kubernetes read of them is checked, and their commands are run.
 
 Slurm and Kubernetes themselves have stand-ins; the slow test starts two `torchrun` on this machine in place of two hosts.
 """
@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 from tests import trainable
 from tests.tiny import ROOT
 
-SBATCH = ROOT / "docs/examples/slurm/train.sbatch"
-JOB = ROOT / "docs/examples/kubernetes/train.yaml"
+SBATCH = ROOT / "docs/jobs/slurm/train.sbatch"
+JOB = ROOT / "docs/jobs/kubernetes/train.yaml"
 # what sbatch's manual page allows, as far as it is used here: each option with the form of its value, None without one
 OPTIONS: dict[str, str | None] = {
     "job-name": r"[\w-]+",

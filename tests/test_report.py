@@ -166,7 +166,8 @@ def test_no_text_of_a_row_a_label_or_a_parameter_is_read_as_html(finished: Path)
         lively(report)
         for sample in report["samples"]:
             sample |= {"text": EVIL, "target": EVIL, "base": EVIL, "tuned": EVIL}
-        report["slices"][0]["slice"] = report["worst_slice"]["slice"] = EVIL
+        report["slices"][0]["slice"] = EVIL
+        report["worst_slice"] = report["slices"][0]
         report["confusion"]["tuned"]["labels"][0] = EVIL
 
     change(paths.LABEL_REPORT, lambda report: report.update(suspects=1, top_suspects=[suspect(EVIL)]))
