@@ -1,21 +1,39 @@
 """A real browser for the tests: Chromium, driven over ChromeDriver's WebDriver protocol (W3C) with the standard library alone."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from stages.cli.page_server import PageServer
+
+Server = TypeVar("Server", bound=PageServer)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Left": "\ue012", "Up": "\ue013", "Right": "\ue014", "Down": "\ue015", "Tab": "\ue004"}
 SECONDS = 20.0  # to wait for anything
+
+
+@contextlib.contextmanager
+def served(server: Server) -> Iterator[Server]:
+    """A page's server that runs beside the test and is closed after it."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 class Browser:

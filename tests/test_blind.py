@@ -3,7 +3,6 @@
 import csv
 import http.client
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from stages.cli.blind import BlindServer
 from stages.cli.votes import Vote, add_vote, outcome, read_votes, sentence
 from stages.core.errors import UserError
-from tests.browser import CHROMIUM, DRIVER, Browser
+from tests.browser import CHROMIUM, DRIVER, Browser, served
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 ITEMS = [
@@ -29,13 +28,8 @@ ITEMS = [
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[BlindServer]:
     """A running page about ITEMS."""
-    found = BlindServer(ITEMS, tmp_path / "votes.csv", "models/adapter", "ann", 0)
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join()
+    with served(BlindServer(ITEMS, tmp_path / "votes.csv", "models/adapter", "ann", 0)) as found:
+        yield found
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def config(name: str) -> dict[str, Any]:
     return read
 
 
-def plan(name: str = "Llama-3.1-8B", gib: float = 24, **changes: Any) -> Choice:
-    """A plan for 400 rows of 2,048 tokens."""
+def job(name: str = "Llama-3.1-8B", gib: float = 24, **changes: Any) -> dict[str, Any]:
+    """400 rows of 2,048 tokens."""
     asked: dict[str, Any] = {
         "config": config(name),
         "quantization": "nf4",
@@ -48,10 +48,14 @@ def plan(name: str = "Llama-3.1-8B", gib: float = 24, **changes: Any) -> Choice:
         "optimizer": "adamw",
         "deterministic": False,
         "available_bytes": int(gib * GIB),
-        "card_name": "NVIDIA H100 80GB HBM3",
         "runs": [],
     }
-    return choose(**{**asked, **changes})
+    return {**asked, **changes}
+
+
+def plan(name: str = "Llama-3.1-8B", gib: float = 24, **changes: Any) -> Choice:
+    """A plan for such a job on an H100."""
+    return choose(**job(name, gib, **{"card_name": "NVIDIA H100 80GB HBM3", **changes}))
 
 
 @pytest.mark.parametrize(("name", "parameters", "lora"), [(name, *sizes) for name, sizes in PUBLISHED.items()])

@@ -16,6 +16,7 @@ from stages.core.planner_memory import Load, Method, held_bytes, peak
 from stages.core.planner_parallel import WAYS, Way, choose_parallel, compared, exchange
 from stages.core.planner_shape import shape_of
 from stages.core.planner_speed import ALONE, Exchange
+from tests import test_planner
 from tests.test_planner import PUBLISHED, config, luthier_plan
 from tests.tiny import ROOT
 
@@ -23,21 +24,8 @@ HOST, P2P, NVLINK = Link("host", 12), Link("p2p", 24), Link("nvlink", 450)
 
 
 def job(name: str = "Llama-3.1-8B", gib: float = 24, **changes: Any) -> dict[str, Any]:
-    """400 rows of 2,048 tokens on RTX 4090s."""
-    asked: dict[str, Any] = {
-        "config": config(name),
-        "quantization": "nf4",
-        "rank": 16,
-        "target_modules": "all-linear",
-        "lengths": [2048] * 400,
-        "effective_batch": 16,
-        "optimizer": "adamw",
-        "deterministic": False,
-        "available_bytes": int(gib * GIB),
-        "card": planner_cards.named("RTX 4090"),
-        "runs": [],
-    }
-    return {**asked, **changes}
+    """A job on RTX 4090s."""
+    return test_planner.job(name, gib, **{"card": planner_cards.named("RTX 4090"), **changes})
 
 
 def ways(gpus: int, link: Link, asked: dict[str, Any]) -> dict[str, Way]:

@@ -22,15 +22,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.cli import review
+from stages.cli.page_server import MAX_BODY_BYTES
 from stages.cli.review_decisions import DecisionFile
-from stages.cli.review_server import MAX_BODY_BYTES, ReviewServer, serve
+from stages.cli.review_server import ReviewServer
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.params import load_params
 from stages.core.records import Row, write_rows
 from stages.label_check.__main__ import main
 from stages.label_check.decisions import COLUMNS, read_decisions
-from tests.browser import CHROMIUM, DRIVER, Browser
+from tests.browser import CHROMIUM, DRIVER, Browser, served
 from tests.rows import chat, labelled, numbered
 from tests.tiny import ROOT
 
@@ -63,13 +64,8 @@ def file(tmp_path: Path) -> DecisionFile:
 @pytest.fixture
 def server(file: DecisionFile) -> Iterator[ReviewServer]:
     """A running page about ITEMS."""
-    found = serve(file, {"items": ITEMS, "labels": LABELS, "who": "ann"}, 0)
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join()
+    with served(ReviewServer(file, {"items": ITEMS, "labels": LABELS, "who": "ann"}, 0)) as found:
+        yield found
 
 
 # the file
@@ -197,7 +193,7 @@ def keep(name: str, **changes: str) -> dict[str, str]:
 
 
 def test_the_page_and_its_files_may_load_nothing_from_elsewhere(server: ReviewServer) -> None:
-    for name in ("", "review.js", "review.css"):
+    for name in ("", "page.js", "page.css", "review.js", "review.css"):
         reply = ask(server, name)
         assert reply.status == 200
         assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
@@ -205,7 +201,8 @@ def test_the_page_and_its_files_may_load_nothing_from_elsewhere(server: ReviewSe
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert b"http://" not in reply.body
         assert b"https://" not in reply.body
-    assert not re.search(rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval", ask(server, "review.js").body)
+    for name in ("page.js", "review.js"):
+        assert not re.search(rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval", ask(server, name).body)
     assert not re.search(rb"<script>|style=|\son\w+=", ask(server, "").body)
 
 
@@ -273,7 +270,7 @@ def test_decisions_are_sent_back_and_written_where_the_stage_reads_them(server: 
 
 def test_a_port_that_is_taken_is_told(server: ReviewServer, file: DecisionFile) -> None:
     with pytest.raises(UserError, match=f"cannot be served on port {server.server_port}"):
-        serve(file, {"items": [], "labels": [], "who": ""}, server.server_port)
+        ReviewServer(file, {"items": [], "labels": [], "who": ""}, server.server_port)
 
 
 # what is shown

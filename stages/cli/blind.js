@@ -1,24 +1,9 @@
 // The blind comparison: shows one pair at a time and sends votes. All text goes in by textContent, never as HTML.
 "use strict";
-const at = (id) => document.getElementById(id);
 const voted = new Map();
 let state = null;
 let place = 0;
-let busy = false;
 let ended = false;
-
-async function ask(name, body) {
-  const sent = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const reply = await fetch(name, sent);
-  const found = await reply.json();
-  if (!reply.ok) throw new Error(found.error);
-  return found;
-}
-
-function say(text, wrong) {
-  at("said").textContent = text;
-  at("said").className = wrong ? "error" : "";
-}
 
 function show() {
   const one = state.items[place];
@@ -45,7 +30,7 @@ async function attempt(call) {
   }
 }
 
-const vote = (choice) => attempt(async () => {
+const vote = (choice) => ended || attempt(async () => {
   const { id } = await ask("vote", { id: state.items[place].id, choice, who: at("who").value });
   voted.set(id, choice);
   place = Math.min(place + 1, state.items.length - 1);
@@ -53,7 +38,7 @@ const vote = (choice) => attempt(async () => {
   say(voted.size === state.items.length ? "All pairs are judged: end and show." : "");
 });
 
-const end = () => attempt(async () => {
+const end = () => ended || attempt(async () => {
   const found = await ask("end", {});
   ended = true;
   for (const button of document.querySelectorAll("button")) button.disabled = true;

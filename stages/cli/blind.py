@@ -46,13 +46,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = random.Random(f"blind {seed}").sample(rows, min(args.rows, len(rows)))
     items = asked(chosen, args.artefact, params, args.max_tokens, seed)
     server = BlindServer(items, args.votes, args.artefact.as_posix(), args.who if args.who is not None else git_name(), args.port)
-    with server:
-        try:
-            print(f"{len(items)} pairs of answers: {server.address}")
-            print(f"Ctrl-C ends; votes are in {args.votes}.", flush=True)
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+    server.serve_until_stopped(f"{len(items)} pairs of answers: {server.address}", f"Ctrl-C ends; votes are in {args.votes}.")
     print(sentence(outcome(read_votes(args.votes, args.artefact.as_posix()))))
 
 

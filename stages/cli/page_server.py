@@ -31,7 +31,7 @@ class PageServer(ThreadingHTTPServer):
     """Serves one page; what it is about is for its subclass to say."""
 
     daemon_threads = True
-    page = ""  # the files are page.html, page.js and page.css beside this one
+    page = ""  # its files are NAME.html, NAME.js and NAME.css, beside page.js and page.css, which all pages share
     command = ""  # that printed the address
 
     def __init__(self, port: int) -> None:
@@ -59,8 +59,22 @@ class PageServer(ThreadingHTTPServer):
     def files(self) -> dict[str, tuple[str, str]]:
         """The page's files and their kinds, by the name asked for."""
         kinds = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-        found = {f"{self.page}.{end}": (f"{self.page}.{end}", f"{kind}; charset=utf-8") for end, kind in kinds.items()}
-        return {**found, "": found[f"{self.page}.html"]}
+        names = [f"{self.page}.html", *(f"{stem}.{end}" for stem in ("page", self.page) for end in ("js", "css"))]
+        found = {name: (name, f"{kinds[name.rpartition('.')[2]]}; charset=utf-8") for name in names}
+        return {**found, "": found[names[0]]}
+
+    def serve_until_stopped(self, *lines: str) -> None:
+        """Prints lines, serves until Ctrl-C, and closes.
+
+        Args:
+            *lines: what the person is told first.
+        """
+        with self:
+            try:
+                print(*lines, sep="\n", flush=True)
+                self.serve_forever()
+            except KeyboardInterrupt:
+                print()
 
     def state(self) -> dict[str, Any]:
         """What the page shows."""

@@ -1,26 +1,11 @@
 // The review page: shows one row at a time and sends decisions. All text goes in by textContent, never as HTML.
 "use strict";
-const at = (id) => document.getElementById(id);
 const make = (tag, text, name) => Object.assign(document.createElement(tag), { textContent: text, className: name || "" });
 const DONE = { keep: "kept", drop: "dropped", relabel: "relabelled" };
 let state = null;
 let place = 0;
 let choices = [];
 let chosen = 0;
-let busy = false;
-
-async function ask(name, body) {
-  const sent = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const reply = await fetch(name, sent);
-  const found = await reply.json();
-  if (!reply.ok) throw new Error(found.error);
-  return found;
-}
-
-function say(text, wrong) {
-  at("said").textContent = text;
-  at("said").className = wrong ? "error" : "";
-}
 
 const item = () => state.items[place];
 const decided = () => state.items.filter((one) => state.decisions[one.id]).length;
@@ -76,20 +61,11 @@ function onward() {
   return any < 0 ? place : any;
 }
 
-async function change(name, body) {
-  if (busy) return null;
-  busy = true;
-  try {
-    const found = await ask(name, body);
-    state.decisions = found.decisions;
-    return found;
-  } catch (error) {
-    say(error instanceof TypeError ? "The server is gone; start luthier review again." : error.message, true);
-    return null;
-  } finally {
-    busy = false;
-  }
-}
+const change = (name, body) => attempt(async () => {
+  const found = await ask(name, body);
+  state.decisions = found.decisions;
+  return found;
+});
 
 async function decide(action, label) {
   const one = item();

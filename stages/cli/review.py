@@ -26,21 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves the page until Ctrl-C."""
     from stages.cli.review_decisions import DecisionFile
-    from stages.cli.review_server import serve
+    from stages.cli.review_server import ReviewServer
 
     items = suspects(args.rows, args.kind)
     if not items:
         print(f"Nothing to review: {paths.LABEL_SUSPECTS} has no such rows.")
         return
     state = {"items": items, "labels": known_labels(), "who": args.who if args.who is not None else git_name()}
-    server = serve(DecisionFile(paths.DECISIONS), state, args.port)
-    with server:
-        try:
-            print(f"{len(items)} rows to review: {server.address}")
-            print(f"Ctrl-C ends; decisions are in {paths.DECISIONS}, `dvc repro` applies them.", flush=True)
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+    server = ReviewServer(DecisionFile(paths.DECISIONS), state, args.port)
+    server.serve_until_stopped(
+        f"{len(items)} rows to review: {server.address}", f"Ctrl-C ends; decisions are in {paths.DECISIONS}, `dvc repro` applies them."
+    )
 
 
 def suspects(count: int, kind: str | None) -> list[dict[str, Any]]:

@@ -6,11 +6,9 @@ In: requests of the page. Out: JSON, and lines of data/decisions.csv.
 from dataclasses import asdict
 from typing import Any
 
-from stages.cli.page_server import MAX_BODY_BYTES, PageServer
+from stages.cli.page_server import PageServer
 from stages.cli.review_decisions import DecisionFile
 from stages.core.errors import UserError
-
-__all__ = ["MAX_BODY_BYTES", "ReviewServer", "serve"]
 
 
 class ReviewServer(PageServer):
@@ -60,17 +58,3 @@ class ReviewServer(PageServer):
     def _decisions(self) -> dict[str, Any]:
         """Those about the rows under review."""
         return {name: asdict(decision) for name, decision in self.decisions.all().items() if name in self.by_id}
-
-
-def serve(decisions: DecisionFile, suspects: dict[str, Any], port: int) -> ReviewServer:
-    """A server that waits for `serve_forever`.
-
-    Args:
-        decisions: the file.
-        suspects: `items`, `labels` and `who`.
-        port: 0 for any free one.
-
-    Returns:
-        The server, bound.
-    """
-    return ReviewServer(decisions, suspects, port)
