@@ -15,6 +15,7 @@ from stages.train import adapter
 from stages.train.choice import choose
 from stages.train.dry_run import rehearse
 from stages.train.gates import check_kernels, settle_determinism
+from stages.train.ranks import Ranks
 from stages.train.sft import Training
 from tests import trainable
 from tests.tiny import ROOT, edit_params
@@ -126,12 +127,12 @@ def test_what_is_left_to_the_planner_is_chosen_within_the_cap_and_kept(wide_base
     one = training(wide_base, tmp_path / "run", "plain")
     files = [{"path": "config.json", "sha256": digest_of(wide_base / "config.json")}]
     manifest = {"source": "folder", "location": str(wide_base), "files": files}
-    made = choose(params, one.model, one.plain.layers, one.lengths, manifest, tmp_path)
+    made = choose(params, one.model, one.plain.layers, one.lengths, manifest, tmp_path, Ranks(), "single")
     assert made.path == "fused"
     assert made.predicted is not None
     assert made.predicted["peak_bytes"] <= 4 * 2**30
     assert made.micro_batch_tokens >= max(one.lengths)
-    assert choose(params, one.model, one.plain.layers, one.lengths, {}, tmp_path) == made
+    assert choose(params, one.model, one.plain.layers, one.lengths, {}, tmp_path, Ranks(), "single") == made
     assert json.loads((tmp_path / "choice.json").read_text())["recomputed"] == made.recomputed
 
 

@@ -12,6 +12,7 @@ from stages.train import adapter, machine
 from stages.train.choice import choose
 from stages.train.dry_run import rehearse
 from stages.train.gates import check_packing, settle_determinism
+from stages.train.ranks import Ranks
 from stages.train.sft import Training
 from tests import trainable
 from tests.tiny import ROOT
@@ -138,6 +139,6 @@ def test_a_base_that_the_planner_does_not_know_is_trained_with_the_least_memory(
     train = params.train.model_copy(update={"recompute": "auto", "micro_batch_tokens": "auto", "target_modules": ["q_proj", "v_proj"]})
     base = load_base(manifest, Numerics(quantization="none", compute_dtype="auto"), "cuda", 100)
     model = adapter.attach(base, train, [], seed=1)
-    made = choose(params.model_copy(update={"train": train}), model, 2, [30, 40, 20], manifest, tmp_path)
+    made = choose(params.model_copy(update={"train": train}), model, 2, [30, 40, 20], manifest, tmp_path, Ranks(), "single")
     assert (made.path, made.micro_batch_tokens, made.recomputed, made.predicted) == ("plain", 40, 2, None)
     assert "config.json of opt has no intermediate_size" in capsys.readouterr().err
