@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from stages.clean.personal_data import find_personal_data
+from stages.core.personal_data import find_personal_data
 from stages.core.redaction import separate
 
 VALUES = 200  # of each provider

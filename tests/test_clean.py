@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.clean.cleaning import SAMPLES, actions
-from stages.clean.personal_data import find_personal_data, is_card, is_iban
 from stages.clean.quality import repetition
-from stages.clean.secrets import find_secrets
 from stages.clean.tally import Tally, report_of
 from stages.clean.unicode import repair
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import canonical_json
 from stages.core.params import Clean, load_params
+from stages.core.personal_data import find_personal_data, is_card, is_iban
 from stages.core.records import Rejected, Row, read_rejected, read_rows, write_rows
 from stages.core.redaction import Redactor, separate
+from stages.core.secrets import find_secrets
 from tests.rows import chat, labelled, numbered, preference
 
 stage = import_module("stages.clean.__main__")

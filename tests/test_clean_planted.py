@@ -10,12 +10,12 @@ from typing import get_args
 import pytest
 
 from stages.clean import figures, planted_values
-from stages.clean.accounts import is_base58_wallet, is_bech32_wallet
 from stages.clean.cleaning import DETECTORS
-from stages.clean.national_ids import find_national_ids
 from stages.clean.planted import planted_set
 from stages.core import paths
+from stages.core.accounts import is_base58_wallet, is_bech32_wallet
 from stages.core.files import canonical_json
+from stages.core.national_ids import find_national_ids
 from stages.core.params import PersonalKind, SecretKind, load_params
 from stages.core.records import write_rows
 from stages.core.redaction import Finding

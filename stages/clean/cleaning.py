@@ -6,15 +6,15 @@ In: rows and the section `clean`. Out: the kept rows, the rejected ones with rul
 from collections import Counter
 from collections.abc import Mapping
 
-from stages.clean.personal_data import find_personal_data
 from stages.clean.rules import Judgement, judge
-from stages.clean.secrets import find_secrets
 from stages.clean.tally import Batch, Tally, extremes
 from stages.clean.unicode import repair
 from stages.core.params import Clean
+from stages.core.personal_data import find_personal_data
 from stages.core.records import Rejected, Row
 from stages.core.redaction import Detector, Finding, Redactor, separate
 from stages.core.row_texts import contents, with_texts
+from stages.core.secrets import find_secrets
 
 DETECTORS: dict[str, Detector] = {"secrets": find_secrets, "personal_data": find_personal_data}
 SAMPLES = 5  # of repairs in the report

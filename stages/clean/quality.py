@@ -7,21 +7,13 @@ import re
 
 from ftfy.badness import badness
 
+from stages.core.refusals import opens_with_refusal
+
 REPEATED_WORDS = 5  # words of a sequence whose second occurrence is repetition (Rae et al. 2021, Gopher, table A1)
 MIN_CUT_CHARACTERS = 100  # shorter answers may end as they like: titles, names, list items
-REFUSAL_WORDS = 60  # an answer that opens with a refusal and has no more words is nothing else
 FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})([^`\n]*)$", re.MULTILINE)
 _CODE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[^`\n]*$.*?(?:^[ \t>]*\1[`~]*[ \t]*$|\Z)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
-_CANNOT = r"i (?:can(?:'?t|not| not)|am (?:not able|unable)|won'?t|must decline|will not)|i'?m (?:not able|unable)"
-_DO = "help|assist|comply|fulfil+|provide|answer|do that|continue|support|engage|create|generate|write|discuss|share"
-_REFUSAL = re.compile(
-    rf"^\W*(?:(?:i'?m|i am) (?:really |very |so )?sorry\b[^.!?\n]{{0,40}}?(?:but |, |; )?)?(?:"
-    rf"(?:unfortunately,? )?(?:{_CANNOT})(?: to)?\s+(?:be able to )?(?:{_DO})"
-    rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.!?\n]{{0,60}}\b(?:{_CANNOT}|i (?:don'?t|do not) have)"
-    rf"|(?:my apologies|i apologi[sz]e)\b[^.!?\n]{{0,20}}\b(?:{_CANNOT}))",
-    re.IGNORECASE,
-)
 _BOILERPLATE = re.compile(  # of a folded text
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bi hope (?:this|that|it) helps|\bfeel free to (?:ask|reach)"
     r"|\b(?:please )?(?:let me know|don'?t hesitate)\b[^.!?\n]{0,40}\b(?:if|to)\b|\bis there anything else i can\b|\bhappy to help\b"
@@ -102,18 +94,6 @@ def truncation(answer: str) -> float:
     return 0.5 if len(last.split()) >= 8 and _STOP.search(text) else 0.0
 
 
-def refusal(answer: str) -> float:
-    """How much of an answer is a refusal: 1 where it opens with one and has no more than REFUSAL_WORDS words, less the longer it goes on.
-
-    Args:
-        answer: any text.
-
-    Returns:
-        0 where it does not open with a refusal.
-    """
-    return min(1.0, REFUSAL_WORDS / len(answer.split())) if _REFUSAL.search(answer) else 0.0
-
-
 def boilerplate(answers: list[str]) -> float:
     """The share of the answers' characters in sentences that any answer or web page could hold: courtesies, cookies, `read more`.
 
@@ -123,7 +103,7 @@ def boilerplate(answers: list[str]) -> float:
     Returns:
         0 to 1.
     """
-    answers = [answer for answer in answers if not _REFUSAL.search(answer)]
+    answers = [answer for answer in answers if not opens_with_refusal(answer)]
     whole = "\n".join(answers).casefold()
     if not any(hint in whole for hint in _BOILERPLATE_HINTS) or not _BOILERPLATE.search(whole):
         return 0.0

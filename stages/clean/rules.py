@@ -12,6 +12,7 @@ from stages.clean import quality
 from stages.clean.language import foreign
 from stages.core.params import Clean
 from stages.core.records import Row
+from stages.core.refusals import refusal
 from stages.core.row_texts import contents
 
 
@@ -69,7 +70,7 @@ SIZES = (Rule("too_short", "min_characters", _characters, below=True), Rule("too
 RULES = (
     Rule("repetition", "max_repetition", lambda fields: max(map(quality.repetition, fields.texts))),
     Rule("truncated", "max_truncation", _worst(quality.truncation), shows_end=True),
-    Rule("refusal", "max_refusal", _worst(quality.refusal)),
+    Rule("refusal", "max_refusal", _worst(refusal)),
     Rule("boilerplate", "max_boilerplate", lambda fields: quality.boilerplate(fields.answers)),
     Rule("mojibake", "max_mojibake", lambda fields: max(map(quality.mojibake, fields.texts))),
     Rule("markup", "max_markup", lambda fields: max((quality.markup(fields.asked, answer) for answer in fields.answers), default=0.0)),

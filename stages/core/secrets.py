@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 
-from stages.clean.tokens import find_tokens
+from stages.core.provider_tokens import find_tokens
 from stages.core.redaction import Finding
 
 _PRIVATE_KEYS = (

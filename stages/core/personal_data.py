@@ -8,8 +8,8 @@ needs its usual grouping or its usual word before it.
 import ipaddress
 import re
 
-from stages.clean.accounts import find_accounts
-from stages.clean.national_ids import find_national_ids
+from stages.core.accounts import find_accounts
+from stages.core.national_ids import find_national_ids
 from stages.core.redaction import Finding
 
 _EMAIL = re.compile(
