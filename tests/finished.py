@@ -39,6 +39,14 @@ def loss_only(report: dict[str, Any]) -> None:
     report["general"] |= dict.fromkeys(("base", "tuned", "difference", "ci95", "p_value")) | {"tasks": [], "items": 0}
     report["general_loss"] |= {"up_to": None, "limit_excluded": False, "detectable": None, "by_task": []}
     report |= {"verdict": "improved", "forgetting": "not measured", "others": []}
-    report |= {"base_prompt": "plain", "slices": [], "worst_slice": None, "confusion": None, "calibration": {}, "general_lost": []}
+    report |= {
+        "base_prompt": "plain",
+        "measures": [],
+        "slices": [],
+        "worst_slice": None,
+        "confusion": None,
+        "calibration": {},
+        "general_lost": [],
+    }
     for sample in report["samples"]:
         sample |= {"base": None, "tuned": None}

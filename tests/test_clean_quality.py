@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from stages.clean import quality
 from stages.clean.cleaning import clean_batch
-from stages.clean.language import foreign, is_obviously_english
+from stages.clean.language import foreign
 from stages.clean.rules import ALL_RULES
 from stages.clean.tally import EXAMPLES, Tally
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.core.language import is_obviously_english
 from stages.core.params import load_params
 from stages.core.records import Row, write_rows
 from tests.rows import chat, labelled, numbered, preference

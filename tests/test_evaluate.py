@@ -220,7 +220,7 @@ def test_an_adapter_is_part_of_the_model_that_is_asked(workspace: Path, tiny_bas
     evaluate.main("base", load_params())
     write_adapter(tiny_base, 0.5)
     evaluate.main("tuned", load_params())
-    before, after = scores()["domain", "plain"], scores("tuned")["domain", "plain"]
+    before, after = scores()["reference", "plain"], scores("tuned")["reference", "plain"]
     assert all(abs(before[key] - after[key]) > 1e-3 for key in before)
 
 
@@ -252,7 +252,7 @@ def test_rows_without_labels_are_scored_by_the_bits_that_their_last_answer_costs
         with torch.no_grad():
             logs = model(torch.tensor([context + answer])).logits[0, len(context) - 1 : -1].log_softmax(-1)
         bits = -float(logs.gather(1, torch.tensor(answer)[:, None]).sum()) / math.log(2) / len(row.answer.encode())
-        assert scores()["domain", "plain"][row.id] == pytest.approx(bits, rel=1e-4)
+        assert scores()["reference", "plain"][row.id] == pytest.approx(bits, rel=1e-4)
 
 
 def test_the_prompt_a_model_is_asked_has_the_tokens_it_was_trained_on(tiny_model: tuple[Any, Any]) -> None:

@@ -14,7 +14,7 @@ from stages.core.files import read_details
 from stages.core.params import load_params
 from stages.core.records import Row
 from stages.evaluate import __main__ as evaluate
-from stages.evaluate.domain import retrieved_question
+from stages.evaluate.domain import after_examples
 from stages.evaluate.retrieval import nearest_rows
 from tests.test_evaluate import labelled, tiny_model, write_inputs
 
@@ -62,11 +62,11 @@ def test_examples_are_turns_before_the_question_the_nearest_last_and_the_farthes
 ) -> None:
     tokenizer = tiny_model[1]
     near = [row_of("a", "free copy", "A"), row_of("b", "fee " * 30, "B")]
-    messages = retrieved_question(row_of("q", "copy"), near, "sort", "{text}?", tokenizer, 500)
+    messages = after_examples(row_of("q", "copy"), near, "sort", "{text}?", tokenizer, 500)
     assert [message["content"] for message in messages] == ["sort", "fee " * 30 + "?", "B", "free copy?", "A", "copy?"]
-    short = retrieved_question(row_of("q", "copy"), near, "sort", "{text}?", tokenizer, 60)
+    short = after_examples(row_of("q", "copy"), near, "sort", "{text}?", tokenizer, 60)
     assert [message["content"] for message in short] == ["sort", "free copy?", "A", "copy?"]
-    assert len(retrieved_question(row_of("q", "copy"), near, "sort", "{text}?", tokenizer, 1)) == 2
+    assert len(after_examples(row_of("q", "copy"), near, "sort", "{text}?", tokenizer, 1)) == 2
 
 
 def test_the_report_tells_what_an_answer_costs_and_what_was_retrieved_costs_more_than_the_question_alone(

@@ -188,6 +188,7 @@ def make_workspace(root: Path, base: Path, rows: int = 120) -> Path:
         numerics__quantization="none",
         evaluate__batch_size=8,
         evaluate__max_new_tokens=4,
+        evaluate__max_free_tokens=8,
         evaluate__few_shot=1,
         evaluate__retrieved=2,
         export__forms=["merged", "f16"],

@@ -58,11 +58,12 @@ class Facts:
     tasks: list[result_facts.Comparison]
     forgetting: str
     evidence: evidence.Evidence
+    measures: list[result_facts.Comparison]
     tuned_cost: str
     best_prompt: str
     labels: list[Report]
     mistakes: list[tuple[str, str, int]]
-    samples: list[Report]
+    samples: list[dict[str, Any]]
     base: Report
     limits: list[str]
     sources: list[data_facts.Source]
@@ -115,7 +116,7 @@ def gather(sources: Sources) -> Facts:
         developed_by=sections["card"]["developed_by"],
         verdict=result_facts.verdict(compare),
         metric=metric.name,
-        better="more is better" if metric.is_share else "less is better",
+        better=metric.better,
         items=compare["domain"]["items"],
         level=result_facts.LEVEL,
         domain=domain,
@@ -124,6 +125,7 @@ def gather(sources: Sources) -> Facts:
         difference=result_facts.difference(compare),
         tasks=result_facts.tasks(compare, reports["fetch_general"]),
         evidence=evidence.evidence(compare),
+        measures=result_facts.measures(compare),
         tuned_cost=result_facts.tuned_cost(reports["evaluate_tuned"]),
         forgetting=result_facts.forgetting(compare),
         best_prompt=PROMPTS[compare["base_prompt"]],
@@ -178,6 +180,14 @@ def _limits(reports: Mapping[str, Report], sections: Mapping[str, Any]) -> list[
     rare = [f"{label} ({count(rows)})" for label, rows in sorted(taught.items()) if rows < RARE_ROWS]
     if rare and "(none)" not in taught:
         said.append(f"Few training rows taught these labels: {', '.join(rare)}.")
+    answered = next(entry for entry in reports["evaluate_tuned"]["tasks"] if entry["task"] in ("domain", "reference"))
+    if cut := answered.get("truncated", 0):
+        limit = count(sections["evaluate"]["max_free_tokens"])
+        said.append(
+            f"{count(cut)} of {count(answered['items'])} answers had not ended after {limit} tokens and are scored as far as they went."
+        )
+    if (left := reports["evaluate_tuned"]["test_rows"] - answered["items"]) > 0:
+        said.append(f"{count(left)} held-out rows are longer than the model can read with an answer and were not asked.")
     said.append("It was tuned on one kind of question and answers others as its base does, or worse.")
     if sections["numerics"]["quantization"] != "none":
         said.append(f"All scores are those of the adapter over the base at {sections['numerics']['quantization']}.")

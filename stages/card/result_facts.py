@@ -10,8 +10,9 @@ from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, METRICS, NO_BREAK, OTHERS, OWN, PROMPTS, Metric, count, number, task_name
+from stages.card.words import ACCURACY, LOSSES, METRICS, NO_BREAK, OTHERS, OWN, PROMPTS, Metric, count, number, task_name
 
+VERDICTS = ("improved", "no difference", "worse")
 SHOWN_MISTAKES = 6
 COVERAGE = 0.95  # of every interval: compare's are of 95 % whatever compare.alpha its tests take
 LEVEL = f"{100 * COVERAGE:g}{NO_BREAK}%"
@@ -91,9 +92,13 @@ class Verdict:
 
 
 def metric_of(compare: Report) -> Metric:
-    """The domain's metric."""
-    name = compare["domain"]["metric"]
-    return Metric(METRICS.get(name, name.replace("_", " ")), name != "bits_per_byte")
+    """The domain's metric: accuracy where rows have labels."""
+    return ACCURACY if compare["confusion"] is not None else measure_of(compare["domain"]["metric"])
+
+
+def measure_of(name: str) -> Metric:
+    """A metric of rows without labels."""
+    return Metric(METRICS[name], name not in LOSSES and name not in ("rouge_l", "chrf"), name in LOSSES)
 
 
 def wilson(share: float, items: int, alpha: float) -> tuple[float, float]:
@@ -163,6 +168,15 @@ def domain(compare: Report, base: Report, tuned: Report) -> list[Comparison]:
     return found + [_against(entry, *OTHERS[entry["prompt"]], metric, top, cost=costs.get(entry["prompt"])) for entry in compare["others"]]
 
 
+def measures(compare: Report) -> list[Comparison]:
+    """The tuned model against the base by every other measure, the base asked in the way that is best by it."""
+    return [
+        _against(entry, f"{metric.name} ({metric.better}); base, {PROMPTS[entry['prompt']]}", "base", metric, 1.0)
+        for entry in compare["measures"]
+        for metric in [measure_of(entry["metric"])]
+    ]
+
+
 def _costs(evaluated: Report, scored: str) -> dict[str, str]:
     """What an answer costs, the tokens read and written, by way of asking as compare names it; `scored` names a prompt's label scores."""
     return {
@@ -174,7 +188,9 @@ def _costs(evaluated: Report, scored: str) -> dict[str, str]:
 
 def tuned_cost(evaluated: Report) -> str:
     """What an answer of the tuned model costs, in one sentence."""
-    return f"An answer of the tuned model: {_tokens(next(entry for entry in evaluated['tasks'] if entry['task'] == 'domain'))}."
+    return (
+        f"An answer of the tuned model: {_tokens(next(entry for entry in evaluated['tasks'] if entry['task'] in ('domain', 'reference')))}."
+    )
 
 
 def _tokens(entry: Report) -> str:
@@ -182,8 +198,8 @@ def _tokens(entry: Report) -> str:
 
 
 def _top(compare: Report) -> float:
-    """Where the domain's axis ends: at 1 for shares, above the largest score for losses."""
-    if metric_of(compare).is_share:
+    """Where the domain's axis ends: above the largest score for losses, else at 1."""
+    if not metric_of(compare).is_loss:
         return 1.0
     largest = max(max(entry["base"], entry["tuned"]) for entry in compare["tasks"] if entry["task"] == "domain")
     return nice_ticks(0.0, largest)[-1]
@@ -268,11 +284,13 @@ def verdict(compare: Report) -> Verdict:
         "worse": ("bad", "✗", "Worse at its task"),
     }[compare["verdict"]]
     tuned, base, items = metric.value(domain["tuned"]), metric.value(domain["base"]), count(domain["items"])
-    if metric.is_share:
+    if metric is ACCURACY:
         first = f"It is right on {tuned} of {items} held-out rows; the base with its best prompt is right on {base}."
+    elif metric.is_loss:
+        first = f"It needs {tuned} {metric.name} for {items} held-out answers, the base with its best prompt {base}: less is better."
     else:
-        first = f"It needs {tuned} {metric.name} for {items} held-out answers, the base {base}: less is better."
-    sentences = [first, _forgotten(compare)]
+        first = f"By {metric.name} it scores {tuned} on {items} held-out answers, the base with its best prompt {base}: {metric.better}."
+    sentences = [first, *_by_measure(compare), _forgotten(compare)]
     if domain["classical"] is not None:
         sentences.append(_classical(domain["classical"], domain["tuned"], metric))
     if compare["clean_note"] is not None:
@@ -280,6 +298,13 @@ def verdict(compare: Report) -> Verdict:
     if compare["forgetting"] == "over limit":
         tone, mark, title = "bad", "✗", f"{title}, but it forgot too much"
     return Verdict(tone, mark, title, tuple(sentences))
+
+
+def _by_measure(compare: Report) -> list[str]:
+    """What the other measures say, in one sentence; none where there is no other."""
+    found = {word: [METRICS[entry["metric"]] for entry in compare["measures"] if entry["verdict"] == word] for word in VERDICTS}
+    said = [f"{word} by {', '.join(names)}" for word, names in found.items() if names]
+    return [f"By the other measures: {'; '.join(said)}."] if said else []
 
 
 def _forgotten(compare: Report) -> str:
@@ -322,9 +347,24 @@ def mistakes(compare: Report) -> list[tuple[str, str, int]]:
     return sorted(found, key=lambda item: (-item[2], item[:2]))[:SHOWN_MISTAKES]
 
 
-def samples(compare: Report) -> list[Report]:
-    """Rows with both answers; none where answers are weighed and not generated."""
-    return [sample for sample in compare["samples"] if sample["tuned"] is not None]
+def samples(compare: Report) -> list[dict[str, Any]]:
+    """Rows with both answers and how each scored; none where answers are weighed and not generated."""
+    metric = metric_of(compare)
+
+    def scored(score: float) -> str:
+        return ("✓ right" if score == 1 else "✗ wrong") if metric.is_share else f"{metric.value(score)} {metric.name}"
+
+    return [
+        {
+            **sample,
+            "answers": [
+                (name, sample[key], scored(sample[f"{key}_score"]), None if not metric.is_share else sample[f"{key}_score"] == 1)
+                for name, key in (("Base", "base"), ("Tuned", "tuned"))
+            ],
+        }
+        for sample in compare["samples"]
+        if sample["tuned"] is not None
+    ]
 
 
 def eval_results(compare: Report) -> list[dict[str, Any]]:
@@ -333,5 +373,6 @@ def eval_results(compare: Report) -> list[dict[str, Any]]:
     general = [entry for entry in compare["tasks"] if entry["task"] != "domain"]
     return [
         {"task": "domain", "metric": domain["metric"], "value": domain["tuned"]},
+        *({"task": "domain", "metric": entry["metric"], "value": entry["tuned"]} for entry in compare["measures"]),
         *({"task": entry["task"], "metric": entry["metric"], "value": entry["tuned"]} for entry in general),
     ]

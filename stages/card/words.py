@@ -20,7 +20,17 @@ OTHERS = {  # what stands beside the base, and its colour
     "majority": ("Always the most frequent label", "classical"),
     "tuned_scored": ("Tuned, likeliest label", "tuned"),
 }
-METRICS = {"exact_match": "accuracy"}
+METRICS = {  # of rows without labels; that of labels is ACCURACY
+    "bits_per_byte": "bits per byte",
+    "nats_per_token": "nats per token",
+    "exact_match": "exact match",
+    "normalised_match": "match after normalisation",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "json_valid": "valid JSON",
+    "json_equal": "JSON of the right value",
+}
+LOSSES = {"bits_per_byte", "nats_per_token"}
 
 NO_BREAK = "\u00a0"
 
@@ -64,19 +74,26 @@ class Metric:
     """What is measured, and how its values are said.
 
     Attributes:
-        name: as compare.json says it.
-        is_share: whether values are shares of items, from 0 to 1; the others are losses.
+        name: what it is called.
+        is_share: whether values are shares of items that are right, from 0 to 1; the others are means of numbers.
+        is_loss: whether less is better.
     """
 
     name: str
     is_share: bool
+    is_loss: bool
+
+    @property
+    def better(self) -> str:
+        """Which way it points."""
+        return "less is better" if self.is_loss else "more is better"
 
     def value(self, score: float) -> str:
-        """A score: 61.3 %, or 1.234 for a loss."""
+        """A score: 61.3 %, or 1.234 for a number."""
         return percent(score) if self.is_share else f"{score:.3f}"
 
     def gap(self, difference: float) -> str:
-        """A difference with its sign: +39.3 points, or −0.210 for a loss."""
+        """A difference with its sign: +39.3 points, or −0.210 for a number."""
         return f"{signed(100 * difference, 1)} points" if self.is_share else signed(difference, 3)
 
     def limits(self, low: float, high: float) -> str:
@@ -84,7 +101,7 @@ class Metric:
         return f"{signed(100 * low, 1)} to {signed(100 * high, 1)}" if self.is_share else f"{signed(low, 3)} to {signed(high, 3)}"
 
 
-ACCURACY = Metric("accuracy", True)
+ACCURACY = Metric("accuracy", True, False)
 FILTERS = {"count": count, "percent": percent, "number": number, "size": size, "duration": duration}
 
 

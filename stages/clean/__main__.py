@@ -10,10 +10,10 @@ from functools import partial
 
 from stages.clean.cleaning import DETECTORS, SAMPLES, actions, clean_batch
 from stages.clean.figures import measure, too_low
-from stages.clean.language import language_model
 from stages.clean.tally import Batch, Tally, report_of
 from stages.core import paths
 from stages.core.files import outputs, write_report
+from stages.core.language import language_model
 from stages.core.parallel import cores, in_batches, in_order
 from stages.core.params import Clean, Params
 from stages.core.progress import progress

@@ -1,7 +1,8 @@
 """Base against tuned, item by item: what was won, what was lost, and whether it is more than chance.
 
 In: data/evaluation/{base,tuned}.parquet, test and training rows, the items that share words with those, the general suite's texts. Out:
-reports/compare.json. The base is judged by its best prompt, chosen on the very items of the comparison, which favours the base.
+reports/compare.json. The base is judged by its best prompt, chosen on the very items of the comparison, which favours the base. Rows
+without labels are compared by several measures; the first decides the verdict.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ from stages.compare.calibration import calibration
 from stages.compare.classical import classical_answers
 from stages.compare.clean import clean_note, clean_part, compared, overlapping, verdict
 from stages.compare.forgetting import forgetting, general_headline, general_loss, lost_items, refusal
+from stages.compare.measures import WEIGHED, chosen, measured
 from stages.compare.reading import Items, check_alike, differing, read_evaluation, scores
 from stages.compare.slices import FEWEST, slices, worst
 from stages.compare.statistics import Paired, corrected, paired
@@ -46,10 +48,11 @@ def main(params: Params) -> None:
         left = sorted(first.keys() - shared.get(task, set()))
         return pair({key: first[key] for key in left}, {key: second[key] for key in left}) if left else None
 
-    metric, higher = metrics["domain_plain"]["metric"], metrics["domain_plain"]["higher_is_better"]
-    answers = tuned["domain", "plain"]
-    ways = {prompt: base["domain", prompt] for prompt in PROMPTS if ("domain", prompt) in base}
-    ways |= {SCORED.format(prompt): base["label_scores", prompt] for prompt in PROMPTS if ("label_scores", prompt) in base}
+    labelled = all(row.label is not None for row in test)
+    references = {key: item["target"] for key, item in tuned.get(("reference", "plain"), {}).items()}
+    metric, *more = chosen(compare.metrics, labelled, references, ("domain", "plain") in tuned)
+    higher = metric not in WEIGHED
+    ways, answers = asked_ways(base, metric, labelled), asked_ways(tuned, metric, labelled)["plain"]
     asked = corrected({prompt: pair(items, answers) for prompt, items in ways.items()})
     best = max(asked, key=lambda prompt: asked[prompt].first if higher else -asked[prompt].first)
     domain, before = asked[best], ways[best]
@@ -76,7 +79,9 @@ def main(params: Params) -> None:
     pooled = pair(together[0], together[1]) if suite else None
     forgot = forgetting(pooled, compare.alpha, compare.max_forgetting)
 
-    labelled = metric == "exact_match"
+    rest = {name: (asked_ways(base, name, labelled), asked_ways(tuned, name, labelled)["plain"]) for name in more}
+    family = {(name, prompt): pair(items, after) for name, (first, after) in rest.items() for prompt, items in first.items()}
+    measures = best_by_measure(corrected(family))
     classical = judged(classical_answers(train, test), test) if labelled else None
     frequent = judged(majority(train, test), test) if labelled else None
     scored = tuned.get(("label_scores", "plain"))
@@ -99,6 +104,7 @@ def main(params: Params) -> None:
             "clean": clean_part(clean_domain),
         },
         "general": general_headline(suite, pooled),
+        "by_measure": {name: {"base": r.first, "tuned": r.second, "difference": r.difference} for (name, _), r in measures.items()},
         "verdict": verdict(domain, higher, compare.alpha),
         "forgetting": forgot,
     }
@@ -108,12 +114,19 @@ def main(params: Params) -> None:
         "clean_note": clean_note(domain, clean_domain, higher, compare.alpha),
         "general_loss": general_loss(suite, pooled, compare.alpha, compare.max_forgetting),
         "general_lost": [one for name in names for one in lost_items(name, base[name, "raw"], tuned[name, "raw"], paths.GENERAL)],
+        "measures": [
+            {
+                **described("domain", prompt, name, name not in WEIGHED, result),
+                "verdict": verdict(result, name not in WEIGHED, compare.alpha),
+            }
+            for (name, prompt), result in measures.items()
+        ],
         "others": [described("domain", name, metric, higher, result) for name, result in others.items()],
         "alpha": compare.alpha,
         "resamples": compare.resamples,
         "won": differing(before, answers, higher)[0][:IDS],
         "lost": differing(before, answers, higher)[1][:IDS],
-        "samples": samples(before, answers, rows, higher),
+        "samples": samples(before, answers, base.get(("domain", best), before), tuned.get(("domain", "plain"), answers), rows, higher),
         "slices": parts,
         "fewest_items": FEWEST,
         "worst_slice": worst(parts, higher),
@@ -128,6 +141,27 @@ def main(params: Params) -> None:
         write_report(place(paths.COMPARE_REPORT), headline, details)
     if pooled and forgot == "over limit" and compare.gate == "stop":
         raise UserError(refusal(pooled, compare.max_forgetting))
+
+
+def asked_ways(side: dict[tuple[str, str], Items], metric: str, labelled: bool) -> dict[str, Items]:
+    """A model's items by the way it was asked, scored by a metric; of labelled rows by the likeliest label too."""
+    task = "reference" if metric in WEIGHED else "domain"
+    asked = {prompt: side[task, prompt] for prompt in PROMPTS if (task, prompt) in side}
+    if labelled:
+        return asked | {SCORED.format(prompt): side["label_scores", prompt] for prompt in PROMPTS if ("label_scores", prompt) in side}
+    return {prompt: measured(metric, items) for prompt, items in asked.items()}
+
+
+def best_by_measure(found: dict[tuple[str, str], Paired]) -> dict[tuple[str, str], Paired]:
+    """Of each measure the base's best way of being asked, the first of equals."""
+    best: dict[str, tuple[str, str]] = {}
+    for (name, prompt), result in found.items():
+        better = name not in best or (
+            result.first > found[best[name]].first if name not in WEIGHED else result.first < found[best[name]].first
+        )
+        if better:
+            best[name] = (name, prompt)
+    return {key: found[key] for key in best.values()}
 
 
 def judged(answers: dict[str, str] | None, test: list[Row]) -> Items | None:
@@ -156,8 +190,8 @@ def majority(train: list[Row], test: list[Row]) -> dict[str, str]:
     return {row.id: label for row in test}
 
 
-def samples(before: Items, after: Items, rows: dict[str, Row], higher: bool) -> list[dict[str, Any]]:
-    """Six rows before and after: three won, one lost, two alike, as far as there are such."""
+def samples(before: Items, after: Items, first: Items, second: Items, rows: dict[str, Row], higher: bool) -> list[dict[str, Any]]:
+    """Six rows and what was written before and after: three won, one lost, two alike, as far as there are such."""
     won, lost = differing(before, after, higher)
     alike = [key for key in sorted(after) if key not in {*won, *lost}]
     chosen = list(dict.fromkeys([*won[:3], *lost[:1], *alike[:2], *won, *alike, *lost]))[:6]
@@ -166,13 +200,18 @@ def samples(before: Items, after: Items, rows: dict[str, Row], higher: bool) -> 
             "item_id": key,
             "text": rows[key].text[:TEXT],
             "target": after[key]["target"][:TEXT],
-            "base": before[key]["answer"],
-            "tuned": after[key]["answer"],
+            "base": shortened(first[key]["answer"]),
+            "tuned": shortened(second[key]["answer"]),
             "base_score": before[key]["score"],
             "tuned_score": after[key]["score"],
         }
         for key in chosen
     ]
+
+
+def shortened(answer: str | None) -> str | None:
+    """An answer as far as the report shows it."""
+    return answer and answer[:TEXT]
 
 
 def confusion(items: Items) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The domain in slices, by label, source, group and length: where the tuned model is weak, and where it lost.
+"""The domain in slices, by label, source, group, language and length: where the tuned model is weak, and where it lost.
 
 In: both models' items on the test rows, the classical baseline's, the rows. Out: a comparison a slice, and the worst of them.
 """
@@ -11,7 +11,9 @@ import numpy as np
 from stages.compare.clean import compared
 from stages.compare.reading import Items
 from stages.compare.statistics import Paired, corrected
+from stages.core.language import language_of
 from stages.core.records import Row
+from stages.core.row_texts import prompt_text
 
 FEWEST = 10  # items of a slice that is judged: fewer show nothing but a difference of most of them (docs/evaluation.md)
 
@@ -51,12 +53,18 @@ def cuts(keys: list[str], rows: dict[str, Row]) -> dict[str, dict[str, list[str]
         "label": {key: rows[key].label for key in keys},
         "source": {key: rows[key].source for key in keys},
         "group": {key: rows[key].group for key in keys},
+        "language": {key: language_of(spoken(rows[key])) for key in keys},
     }
     found: dict[str, dict[str, list[str]]] = {}
     for by, values in names.items():
         groups = {name: [key for key in keys if values[key] == name] for name in sorted({v for v in values.values() if v is not None})}
         found[by] = groups if len(groups) > 1 else {}
     return {**found, "length": by_length(keys, rows)}
+
+
+def spoken(row: Row) -> str:
+    """What a row asks and, where that is no label, its answer."""
+    return prompt_text(row) if row.label is not None else f"{prompt_text(row)}\n{row.answer}"
 
 
 def by_length(keys: list[str], rows: dict[str, Row]) -> dict[str, list[str]]:

@@ -172,6 +172,7 @@ class Harness(Section):
 class Evaluate(Section):
     batch_size: Positive
     max_new_tokens: Positive
+    max_free_tokens: NotNegative
     few_shot: NotNegative
     retrieved: NotNegative
     base_prompt: Name
@@ -184,11 +185,21 @@ class Evaluate(Section):
         return self
 
 
+Measure = Literal["bits_per_byte", "nats_per_token", "exact_match", "normalised_match", "rouge_l", "chrf", "json_valid", "json_equal"]
+
+
 class Compare(Section):
+    metrics: Literal["auto"] | Annotated[list[Measure], Field(min_length=1)]
     resamples: Annotated[int, Field(ge=1000)]
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     max_forgetting: Share
     gate: Literal["report", "stop"]
+
+    @model_validator(mode="after")
+    def _metrics_are_distinct(self) -> "Compare":
+        if isinstance(self.metrics, list) and len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("compare.metrics names a metric twice")
+        return self
 
 
 class Card(Section):

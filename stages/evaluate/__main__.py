@@ -43,12 +43,13 @@ SCHEMA = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
-        pa.field("score", pa.float64(), nullable=False),  # 1 right, 0 wrong; of bits_per_byte the bits
+        pa.field("score", pa.float64(), nullable=False),  # 1 right, 0 wrong; of reference the bits for a byte
         pa.field("answer", pa.string()),
         pa.field("target", pa.string(), nullable=False),
         # of label_scores: the share of the answer, and of the target, in the probability of all labels; elsewhere null
         pa.field("probability", pa.float64()),
         pa.field("target_probability", pa.float64()),
+        pa.field("target_tokens", pa.int64()),  # of reference; elsewhere null
     ]
 )
 SAMPLES = 5
@@ -108,7 +109,7 @@ def main(variant: str, params: Params) -> None:
             write_table(
                 place(paths.EVALUATION[variant]), table.sort_by([("task", "ascending"), ("prompt", "ascending"), ("item_id", "ascending")])
             )
-            write_report(place(paths.EVALUATE_REPORT[variant]), {}, details(tasks, results, settings))
+            write_report(place(paths.EVALUATE_REPORT[variant]), {}, {"test_rows": len(test), **details(tasks, results, settings)})
             write_report(place(paths.EVALUATE_MACHINE[variant]), {}, {"device": device, "ways": speeds(ways, results)})
 
 
@@ -126,7 +127,7 @@ def asked(
     """Runs the tasks of one way of asking through lm-eval.
 
     Args:
-        way: one task, or generated answers and label scores after the same prompts, which are read once for both.
+        way: one task, or what is written and what is weighed after the same prompts, which are read once for answers and labels.
         model: whom to ask.
         tokenizer: of this run.
         batch_size: rows for one forward pass, at most.
@@ -134,8 +135,8 @@ def asked(
         folder: for the tasks' files.
 
     Returns:
-        By key `items`: a row of the outcome each; `means`: every metric of the task, and an answer's mean `prompt_tokens` and
-        `new_tokens`; `seconds`: of the whole way.
+        By key `items`: a row of the outcome each; `means`: every metric of the task, an answer's mean `prompt_tokens` and `new_tokens`,
+        and of free answers how many were `truncated`; `seconds`: of the whole way.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -147,7 +148,7 @@ def asked(
     for task in way:
         write_harness_task(task, folder) if isinstance(task, HarnessTask) else write_task(task, folder)
     first, last = way[0], way[-1]
-    choices = last.documents[0]["choices"] if last is not first else ()
+    choices = last.documents[0]["choices"] if last.name == "label_scores" else ()
     engine = Engine(model, tokenizer, batch_size, f"{stage} {first.key}", first.rendered, choices)
     start = time.monotonic()
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's and datasets' own bars
@@ -158,19 +159,32 @@ def asked(
     seconds = time.monotonic() - start
     assert found is not None
     sys.stderr.write(f"{stage}: {first.key}, {len(found['samples'][first.key])} items in {seconds:.0f} s\n")
-    return {task.key: {**outcome(task, found["samples"][task.key], found["results"][task.key], engine), "seconds": seconds} for task in way}
+    results = {
+        task.key: {**outcome(task, found["samples"][task.key], found["results"][task.key], engine), "seconds": seconds} for task in way
+    }
+    if cut := results[first.key]["means"].get("truncated", 0):
+        remedy = "their limit is lm-eval's own" if isinstance(first, HarnessTask) else "raise evaluate.max_free_tokens"
+        found = f"{cut} of {len(results[first.key]['items'])} answers to {first.key} were cut at their limit of new tokens"
+        sys.stderr.write(f"{stage}: WARNING: {found} and are scored as they are; {remedy}\n")
+    return results
 
 
 def outcome(task: Task, samples: list[dict[str, Any]], results: dict[str, Any], engine: "Engine") -> dict[str, Any]:
     """`items` and `means` of a task from lm-eval's samples and results."""
     items = harness_items(task, samples) if isinstance(task, HarnessTask) else [item(task, sample) for sample in samples]
     means = {name.removesuffix(",none"): value for name, value in results.items() if isinstance(value, float) and "stderr" not in name}
-    if task.metric == "bits_per_byte":
-        means = {"bits_per_byte": sum(one["score"] for one in items) / len(items)}
     generates = task.generates if isinstance(task, HarnessTask) else task.config["output_type"] == "generate_until"
     costs = [engine.tokens_of(sample["arguments"], sample["resps"][0][0] if generates else None) for sample in samples]
+    if task.metric == "bits_per_byte":
+        nats = -sum(sample["resps"][0][0][0] for sample in samples) / sum(new for _, new in costs)
+        means = {"bits_per_byte": sum(one["score"] for one in items) / len(items), "nats_per_token": nats, "perplexity": math.exp(nats)}
+        items = [{**one, "target_tokens": new} for one, (_, new) in zip(items, costs, strict=True)]
     for name, counts in zip(("prompt_tokens", "new_tokens"), zip(*costs, strict=True), strict=True):
         means[name] = sum(counts) / len(counts)
+    if generates and task.config.get("generation_kwargs", {}).get("until") != [
+        "\n"
+    ]:  # of a label the first line is read, however it goes on
+        means["truncated"] = sum(sample["arguments"][0][0] in engine.cut for sample in samples)
     return {"items": items, "means": means}
 
 
@@ -229,7 +243,7 @@ def details(tasks: list[Task], results: dict[str, dict[str, Any]], settings: dic
     samples = []
     for task in (task for task in tasks if task.name == "domain"):
         items, documents = results[task.key]["items"], {document["id"]: document for document in task.documents}
-        if task.metric == "exact_match":
+        if f"label_scores_{task.prompt}" in results:
             targets = sorted({one["target"] for one in items})
             groups = {target: [one["score"] for one in items if one["target"] == target] for target in targets}
             by_label[task.prompt] = {

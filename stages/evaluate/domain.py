@@ -1,10 +1,11 @@
 """The domain's test rows as tasks: the training prompt for every model, and for the base the label list and examples as well.
 
-In: test and training rows. Out: tasks. Each way of asking is answered twice: in the model's own words, and by its likeliest label. The
-base has not seen the labels, so it is asked in four ways and judged by its best.
+In: test and training rows. Out: tasks. Each way of asking gives two: what the model writes, and how likely it holds the labels, or the
+reference answer of a row without one. The base has not learnt the task, so it is asked in several ways and judged by its best.
 """
 
 import random
+import sys
 from typing import TYPE_CHECKING
 
 from stages.core.answers import normal
@@ -13,7 +14,7 @@ from stages.core.params import Params
 from stages.core.prompts import ask, conversation, render_prompt
 from stages.core.records import Message, Row
 from stages.evaluate.retrieval import nearest_rows
-from stages.evaluate.tasks import Task, label_scores_task, label_task, loss_task
+from stages.evaluate.tasks import Task, answer_task, label_scores_task, label_task, reference_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,12 +34,12 @@ def domain_tasks(
         max_length: tokens the model can read.
 
     Returns:
-        The tasks of each way of asking. Of rows without labels the `plain` task. Of labelled rows the generated answers and the label
-        scores of each prompt: `plain`, and for the base those of `base_questions`.
+        The tasks of each way of asking. Of labelled rows the generated answers and the label scores of each prompt: `plain`, and for the
+        base those of `base_questions`. Of other rows what `free_tasks` gives.
     """
     system, template, settings = params.prompt.system, params.prompt.template, params.evaluate
     if any(row.label is None for row in test):
-        return [[loss_task(test, system, template, tokenizer)]]
+        return free_tasks(variant, test, train, params, tokenizer, max_length)
     labels = sorted({row.answer for row in [*test, *train]})
     check_labels(labels, settings.max_new_tokens, tokenizer)
 
@@ -82,41 +83,101 @@ def base_questions(
             turns += [ask(row.text, None, settings.base_prompt, labels)[0], {"role": "assistant", "content": row.answer}]
         return [*turns, messages[-1]]
 
-    while examples and len(tokenizer(render_prompt(tokenizer, shots(longest)), add_special_tokens=False)["input_ids"]) > room:
+    while examples and token_count(render_prompt(tokenizer, shots(longest)), tokenizer) > room:
         examples.pop()
     if examples:
         questions["few_shot"] = {key: shots(messages) for key, messages in listed.items()}
     if settings.retrieved:
         near = nearest_rows(test, train, settings.retrieved)
         questions["retrieved"] = {
-            row.id: retrieved_question(row, near[row.id], params.prompt.system, params.prompt.template, tokenizer, room) for row in test
+            row.id: after_examples(row, near[row.id], params.prompt.system, params.prompt.template, tokenizer, room) for row in test
         }
     return questions
 
 
-def retrieved_question(
+def free_tasks(
+    variant: str, test: list[Row], train: list[Row], params: Params, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[list[Task]]:
+    """What a model is asked about rows without labels: to write the last answer, and how likely it holds the reference.
+
+    A row whose prompt and answer do not fit in the model is not asked, by no model, and that is told.
+
+    Args:
+        variant: base or tuned.
+        test: the rows asked about.
+        train: the rows examples come from.
+        params: seed, prompt and evaluate are read.
+        tokenizer: with this run's chat template.
+        max_length: tokens the model can read.
+
+    Returns:
+        Both tasks of each way of asking, or the second alone with evaluate.max_free_tokens 0: `plain`, and for the base `few_shot` and
+        `retrieved`.
+
+    Raises:
+        UserError: no row fits.
+    """
+    system, template, settings = params.prompt.system, params.prompt.template, params.evaluate
+    answers, room = {}, {}
+    for row in test:
+        *question, answer = conversation(row, system, template)
+        left = max_length - max(settings.max_free_tokens, token_count(answer["content"], tokenizer))
+        if answer["content"] and token_count(render_prompt(tokenizer, question), tokenizer) <= left:
+            answers[row.id], room[row.id] = answer["content"], left
+    if len(answers) < len(test):
+        found = (
+            f"{len(test) - len(answers)} of {len(test)} test rows have no answer, or with {settings.max_free_tokens} tokens to write "
+            f"(evaluate.max_free_tokens) more tokens than the model can read ({max_length})"
+        )
+        if not answers:
+            raise UserError(f"{found}; lower evaluate.max_free_tokens, or clean.max_characters")
+        sys.stderr.write(f"evaluate@{variant}: WARNING: {found}; no model is asked them\n")
+
+    rows = [row for row in test if row.id in answers]
+    shown: dict[str, dict[str, list[Row]]] = {"plain": {row.id: [] for row in rows}}
+    if variant == "base" and (examples := few_shot_examples(train, settings.few_shot, params.seed)):
+        shown["few_shot"] = {row.id: examples for row in rows}
+    if variant == "base" and settings.retrieved:
+        shown["retrieved"] = nearest_rows(rows, train, settings.retrieved)
+    ways = []
+    for prompt, before in shown.items():
+        asked = {row.id: after_examples(row, before[row.id], system, template, tokenizer, room[row.id]) for row in rows}
+        rendered = {key: render_prompt(tokenizer, messages) for key, messages in asked.items()}
+        weighed = reference_task(prompt, rendered, answers)
+        written = [answer_task(prompt, rendered, answers, settings.max_free_tokens)] if settings.max_free_tokens else []
+        ways.append([*written, weighed])
+    return ways
+
+
+def after_examples(
     row: Row, near: list[Row], system: str | None, template: str, tokenizer: "PreTrainedTokenizerBase", room: int
 ) -> list[Message]:
-    """The training prompt with the nearest rows as earlier turns, the nearest last, the farthest left out where there is no room.
+    """The training prompt with other rows as earlier turns, the nearest last, the farthest left out where there is no room.
 
     Args:
         row: the row asked about.
-        near: its nearest labelled rows, the nearest first.
-        system: the system message, or None.
-        template: the user message, with `{text}`.
+        near: the other rows, the nearest first; their system messages are left out.
+        system: the system message of a labelled row, or None.
+        template: the user message of a labelled row, with `{text}`.
         tokenizer: that counts the prompt's tokens.
         room: tokens that the prompt may have.
 
     Returns:
         The messages.
     """
-    *opening, question = ask(row.text, system, template)
+    asked = conversation(row, system, template)[:-1]
+    opening = [message for message in asked if message["role"] == "system"]
     for kept in range(len(near), -1, -1):
         turns = [message for example in reversed(near[:kept]) for message in conversation(example, None, template)]
-        messages = [*opening, *turns, question]
-        if len(tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]) <= room:
+        messages = [*opening, *(message for message in [*turns, *asked] if message["role"] != "system")]
+        if token_count(render_prompt(tokenizer, messages), tokenizer) <= room:
             break
     return messages
+
+
+def token_count(text: str, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens a rendered text has."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def answer_end(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -140,7 +201,7 @@ def few_shot_examples(rows: list[Row], count: int, seed: int) -> list[Row]:
     """A seeded choice of short examples, the labels in turn, the most frequent first, then shuffled so that their order tells nothing.
 
     Args:
-        rows: labelled training rows.
+        rows: training rows; without labels all are of one kind.
         count: how many are wanted.
         seed: of the choice.
 
@@ -149,8 +210,8 @@ def few_shot_examples(rows: list[Row], count: int, seed: int) -> list[Row]:
     """
     rng = random.Random(f"few-shot {seed}")
     by_label: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (len(row.text), row.id)):
-        by_label.setdefault(row.answer, []).append(row)
+    for row in sorted(rows, key=lambda row: (len(row.text if row.label else row.text + row.answer), row.id)):
+        by_label.setdefault(row.label or "", []).append(row)
     piles = []
     for _, pile in sorted(by_label.items(), key=lambda item: (-len(item[1]), item[0])):
         half = pile[: (len(pile) + 1) // 2]
@@ -180,7 +241,7 @@ def check_labels(labels: list[str], max_new_tokens: int, tokenizer: "PreTrainedT
             raise UserError(
                 f"the labels {other!r} and {label!r} differ only in case, quotes or later lines, which scoring ignores; rename one"
             )
-        tokens = len(tokenizer(label, add_special_tokens=False)["input_ids"])
+        tokens = token_count(label, tokenizer)
         if tokens > max_new_tokens:
             raise UserError(
                 f"the label {label!r} has {tokens} tokens, but evaluate.max_new_tokens is {max_new_tokens}; raise it to {tokens} or more"

@@ -116,6 +116,7 @@ class Engine(HFLM):
         self.choices = [self.tok_encode(choice) for choice in choices]
         self.scored: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}  # by prompt and choice
         self.written: dict[str, int] = {}  # tokens of the answer to each prompt, its end included
+        self.cut: set[str] = set()  # prompts whose answer had not ended at its limit
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} | set(tokenizer.all_special_ids)
         self.ends = {self.eot_token_id, *(special if rendered else ())}
         config = self.model.config
@@ -230,11 +231,13 @@ class Engine(HFLM):
         Returns:
             One answer a request, in the requests' order.
         """
-        if not self.packs:
-            return super().generate_until(requests, disable_tqdm)
         settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
-        stops = handle_stop_sequences(settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False))
         limit = int(settings["max_gen_toks"])
+        if not self.packs:
+            said: list[str] = super().generate_until(requests, disable_tqdm)
+            self.cut |= {asked.args[0] for asked, text in zip(requests, said, strict=True) if len(self.tok_encode(text)) >= limit}
+            return said
+        stops = handle_stop_sequences(settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False))
         prompts = [self.tok_encode(request.args[0])[-(self.max_length - limit) :] for request in requests]
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
         beginning, cache = self._begin(prompts[0][:shared])
@@ -243,8 +246,11 @@ class Engine(HFLM):
         beside = sum(len(choice) - 1 for choice in self.choices)
         for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) + beside for rest in rests], int(self.batch_size))):
             for ids in self._continue(batch, copy.deepcopy(beginning), copy.deepcopy(cache), stops, limit):
-                self.written[requests[len(answers)].args[0]] = len(ids)
-                answers.append(postprocess_generated_text(self.tok_decode(ids), stops, None))
+                prompt, text = requests[len(answers)].args[0], self.tok_decode(ids)
+                self.written[prompt] = len(ids)
+                if len(ids) == limit and ids[-1] not in self.ends and not any(stop in text for stop in stops):
+                    self.cut.add(prompt)
+                answers.append(postprocess_generated_text(text, stops, None))
         return answers
 
     def tokens_of(self, arguments: Sequence[tuple[Any, ...]], answer: str | None) -> tuple[int, int]:

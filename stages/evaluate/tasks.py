@@ -8,17 +8,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from stages.core.answers import UNREAD
 from stages.core.files import canonical_json, write_json
-from stages.core.prompts import conversation, render_prompt
 from stages.core.records import Row, write_table
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 GENERAL = ("arc_easy", "hellaswag", "openbookqa", "lambada")
 
@@ -28,9 +24,8 @@ class Task:
     """One set of items asked in one way.
 
     Attributes:
-        name: domain, label_scores, or the general task's name.
-        prompt: plain, label_list, few_shot or retrieved for the domain and its label scores; raw, without a chat template, for the
-            general suite.
+        name: domain, what is written; label_scores and reference, what is weighed; or the general task's name.
+        prompt: plain, label_list, few_shot or retrieved for the domain; raw, without a chat template, for the general suite.
         metric: the per-item score, one of lm-eval's names or bits_per_byte.
         higher_is_better: the metric's direction.
         config: the task's YAML but for the data file.
@@ -145,26 +140,44 @@ def label_scores_task(prompt: str, prompts: dict[str, str], rows: list[Row], lab
     return Task("label_scores", prompt, "acc", True, config, documents)
 
 
-def loss_task(rows: list[Row], system: str | None, template: str, tokenizer: "PreTrainedTokenizerBase") -> Task:
+def answer_task(prompt: str, prompts: dict[str, str], answers: dict[str, str], max_new_tokens: int) -> Task:
+    """Rows without labels, answered by greedy decoding up to the end of the turn; compare scores what was written in several ways.
+
+    Args:
+        prompt: the way of asking.
+        prompts: the rendered prompt of each row by its id.
+        answers: the reference answer of each row by its id.
+        max_new_tokens: of an answer.
+
+    Returns:
+        The task; its own score is the exact match.
+    """
+    config = {
+        "output_type": "generate_until",
+        "doc_to_text": "prompt",
+        "doc_to_target": "target",
+        "generation_kwargs": {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0},
+        "metric_list": [measured("exact_match")],
+    }
+    documents = [{"id": key, "prompt": text, "target": answers[key]} for key, text in prompts.items()]
+    return Task("domain", prompt, "exact_match", True, config, documents)
+
+
+def reference_task(prompt: str, prompts: dict[str, str], answers: dict[str, str]) -> Task:
     """Rows without labels: how many bits each byte of the reference answer costs the model, of a preference row the chosen answer.
 
     Args:
-        rows: the test rows.
-        system: the system message of a labelled row among them.
-        template: the user message of a labelled row among them.
-        tokenizer: with this run's chat template.
+        prompt: the way of asking.
+        prompts: the rendered prompt of each row by its id.
+        answers: the reference answer of each row by its id.
 
     Returns:
         The task.
     """
-    documents = []
-    for row in rows:
-        messages = conversation(row, system, template)
-        if messages[-1]["content"]:
-            documents.append({"id": row.id, "prompt": render_prompt(tokenizer, messages[:-1]), "target": messages[-1]["content"]})
     metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
     config = {"output_type": "loglikelihood", "doc_to_text": "prompt", "doc_to_target": "target", "metric_list": [metric]}
-    return Task("domain", "plain", "bits_per_byte", False, config, documents)
+    documents = [{"id": key, "prompt": text, "target": answers[key]} for key, text in prompts.items()]
+    return Task("reference", prompt, "bits_per_byte", False, config, documents)
 
 
 def measured(metric: str) -> dict[str, Any]:
