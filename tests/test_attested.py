@@ -3,7 +3,6 @@ led back to what made it."""
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +10,9 @@ import pytest
 
 from stages.cli import attested, signing
 from stages.core.files import sha256_file
+from tests.commands import git, luthier
 
 ADAPTER = "models/adapter/adapter_model.safetensors"
-
-
-def luthier(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as the user does."""
-    return subprocess.run([sys.executable, "-m", "stages.cli.main", *arguments], cwd=root, capture_output=True, text=True, check=False)
-
-
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +186,8 @@ def test_six_months_later_a_bare_file_names_repository_commit_data_and_licence(r
     said = {line[2:13].strip(): line[13:] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert done.stdout.startswith(f"{tmp_path}/found.safetensors is {ADAPTER}, sha256 {sha256_file(root / ADAPTER)}")
     made = git(root, "log", "--format=%H", "--diff-filter=A", "--", "reports/card/provenance.json")
-    assert made in said["commit"]
+    assert git(root, "rev-parse", "adapter@v1.0.0^{commit}") in said["commit"]  # of the release, which was verified as a whole
+    assert said["first seen"].startswith(made[:7])
     assert said["repository"] == str(root)
     assert said["release"] == "adapter@v1.0.0, whose signed statement names it"
     assert said["data"].startswith("data/sources/rows.jsonl, 120 rows, licence not stated")
@@ -216,28 +208,44 @@ def test_a_folder_is_known_whole_and_an_altered_file_of_it_is_named(root: Path, 
     assert "it says of itself: base tiny-base" in done.stdout
 
 
-def test_a_gguf_that_no_commit_recorded_is_led_back_by_the_adapter_that_it_names(root: Path, tmp_path: Path) -> None:
-    from gguf import GGUFWriter
+GGUF = "models/export/gguf/model-f16.gguf"
 
-    def written(name: str, adapter: str) -> Path:
-        writer = GGUFWriter(tmp_path / name, "llama")
-        writer.add_string("luthier.adapter_sha256", adapter)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return tmp_path / name
 
-    done = origin(root, written("ours.gguf", sha256_file(root / ADAPTER)))
+@pytest.mark.parametrize("name", [ADAPTER, "models/export/merged/model.safetensors", GGUF])
+def test_a_bare_file_whose_weights_were_changed_is_led_back_by_its_own_head(root: Path, tmp_path: Path, name: str) -> None:
+    bare = Path(shutil.copyfile(root / name, tmp_path / Path(name).name))
+    flip(bare, 0.99)
+    done = origin(root, bare)
     assert done.returncode == 1
-    assert "the adapter that it names is known" in done.stdout
-    assert "itself is in no commit: it was altered after the export" in done.stderr
-    done = origin(root, written("theirs.gguf", "0" * 64))
-    assert "is unknown: none of this repository's" in done.stderr
-    assert "it says of itself: luthier.adapter_sha256 0000" in done.stdout
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes((tmp_path / "theirs.gguf").read_bytes()[:40])
-    assert "is unknown" in origin(root, broken).stderr
+    assert ("The adapter that it names is known" if name == GGUF else "What it says it is is known") in done.stdout
+    assert "it says of itself: general.base_model.0.name tiny-base" in done.stdout
+    assert "licence    apache-2.0" in done.stdout
+    changed = "it was altered after the export" if name == GGUF else "its weights were changed since commit"
+    assert changed in done.stderr
+
+
+def test_a_changed_head_is_told_from_changed_weights_and_a_cut_off_gguf_is_led_back_too(root: Path, tmp_path: Path) -> None:
+    head = Path(shutil.copyfile(root / ADAPTER, tmp_path / "head.safetensors"))
+    head.write_bytes(head.read_bytes().replace(b'"general.type":"adapter"', b'"general.type":"adaptor"'))
+    assert "its weights are those it was written with, so its head was altered" in origin(root, head).stderr
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes((root / GGUF).read_bytes()[:4000])
+    assert "the adapter that it names is known".capitalize() in origin(root, cut).stdout
+    cut.write_bytes((root / GGUF).read_bytes()[:40])
+    assert "is unknown: none of this repository's" in origin(root, cut).stderr
+
+
+def test_a_released_folder_tells_its_origin_by_its_statement_where_there_is_no_repository(root: Path, released: Path) -> None:
+    adapter = released / "models/adapter"
+    done = luthier(released.parent, "origin", str(adapter), "--key", str(root / "luthier.pub"))
+    assert done.returncode == 0, done.stderr
+    assert f"commit     {git(root, 'rev-parse', 'HEAD')}" in done.stdout
+    assert "data       data/sources/rows.jsonl, licence not stated, sha256 " in done.stdout
+    flip(adapter / "adapter_model.safetensors")
+    done = luthier(released.parent, "origin", str(adapter), "--key", str(root / "luthier.pub"))
+    assert done.returncode == 1
+    assert f"{adapter}/adapter_model.safetensors is not in" in done.stdout
+    assert "name the maker's public key, --key FILE" in luthier(released.parent, "origin", str(adapter)).stdout
 
 
 def test_outside_a_repository_and_in_a_shallow_clone_it_says_what_to_do(

@@ -1,8 +1,6 @@
 """The commands of `luthier`: the verdict, where things come from, what does not hold, releases, and the disk given back."""
 
-import contextlib
 import fcntl
-import io
 import json
 import os
 import re
@@ -16,24 +14,9 @@ from pathlib import Path
 import pytest
 
 from stages.cli import verdict, verify
-from stages.cli.main import COMMANDS, main
+from stages.cli.main import COMMANDS
+from tests.commands import git, luthier
 from tests.tiny import ROOT
-
-
-def luthier(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as the user does, in this process, which has DVC loaded."""
-    said, told, code = io.StringIO(), io.StringIO(), None
-    with contextlib.chdir(root), contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
-        try:
-            main(arguments)
-        except SystemExit as end:
-            code = end.code
-    assert isinstance(code, int)
-    return subprocess.CompletedProcess(arguments, code, said.getvalue(), told.getvalue())
-
-
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")

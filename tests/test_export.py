@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
-from stages.core import paths
+from stages.core import embedded, paths
 from stages.core.errors import UserError
-from stages.core.files import read_details, sha256_file, sha256_tree
+from stages.core.files import read_details, sha256_file, sha256_tree, write_report
 from stages.core.params import load_params
 from stages.core.records import Row, with_ids, write_rows
 from stages.export import __main__ as export
@@ -62,6 +63,9 @@ def ready(workspace: Path, trained: Path) -> Path:
     shutil.copytree(trained / "adapter", workspace / paths.ADAPTER)
     (workspace / paths.SPLIT_TEST).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(trained / "test.parquet", workspace / paths.SPLIT_TEST)
+    file = {"path": "data/sources/rows.jsonl", "sha256": "1" * 64, "rows": 120, "license": "cc-by-4.0"}
+    (workspace / paths.REPORTS).mkdir(exist_ok=True)
+    write_report(workspace / paths.FETCH_DATA_REPORT, {}, {"source": "files", "package": None, "files": [file]})
     return workspace
 
 
@@ -96,6 +100,28 @@ def test_equal_adapters_give_equal_bytes_and_no_path_of_this_machine(ready: Path
     for path in [*paths.EXPORT.rglob("*"), paths.EXPORT_REPORT]:
         if path.is_file():
             assert not [place for place in places if place in path.read_bytes()], path
+
+
+def test_merged_and_gguf_say_in_their_heads_licence_base_data_and_adapter(ready: Path) -> None:
+    tiny.edit_params(ready, card__developed_by="Ada", card__repository="https://example.org/model.git")
+    export.main(load_params())
+    wanted = {
+        "general.name": "smollm2-135m-licence-classifier",
+        "general.license": "apache-2.0",
+        "general.author": "Ada",
+        "general.repo_url": "https://example.org/model.git",
+        "general.base_model.0.name": "tiny",
+        "luthier.base_model.0.license": "unknown",
+        "general.dataset.0.name": "data/sources/rows.jsonl",
+        "luthier.dataset.0.license": "cc-by-4.0",
+        embedded.ADAPTER: sha256_file(paths.ADAPTER / "adapter_model.safetensors"),
+    }
+    for path in ("models/export/merged/model.safetensors", "models/export/gguf/model-f16.gguf"):
+        found = embedded.said_by(Path(path))
+        assert {name: found.get(name) for name in wanted} == wanted
+    fields = GGUFReader("models/export/gguf/model-f16.gguf").fields  # by llama.cpp's own library
+    assert fields["general.license"].contents() == "apache-2.0"
+    assert (fields["general.base_model.count"].contents(), fields["general.dataset.count"].contents()) == (1, 1)
 
 
 def test_the_report_names_every_file_with_its_digest(ready: Path) -> None:

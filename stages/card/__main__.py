@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.card import data_facts, rights
+from stages.card import rights
 from stages.card.bom import bom
 from stages.card.facts import Sources, gather
 from stages.card.flow import read_flow
@@ -19,6 +19,7 @@ from stages.card.report import html
 from stages.core import paths
 from stages.core.files import outputs, write_json
 from stages.core.params import Params
+from stages.core.sources import data_sources
 from stages.core.stage import run_stage
 
 REPORTS = {
@@ -61,7 +62,7 @@ def main(params: Params) -> None:
     sections = sections_of(params)
     base = read_manifest(paths.BASE)
     reports = {name: read(path) for name, path in REPORTS.items()}
-    rights.check(params.card.license, rights.parts(base, data_facts.origin(reports["fetch_data"])))
+    rights.check(params.card.license, rights.parts(base, data_sources(reports["fetch_data"])))
     files = [paths.BASE, *REPORTS.values(), *CURVES.values(), *DATA, *paths.EVALUATION.values()]
     energy = energy_of(reports["train_machine"], params.card)
     provenance = record(base, reports, sections, files, energy)

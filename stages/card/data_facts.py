@@ -5,7 +5,6 @@ In: the reports of the data stages. Out: funnel, repairs, detectors, suspects an
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
 
 from stages.card.reading import Report
 from stages.card.words import count, percent
@@ -30,16 +29,6 @@ RULES = {  # rule names of the stages that a reader would not guess
 }
 SHOWN_SUSPECTS = 10
 SHOWN_ROWS = 3
-
-
-class Source(TypedDict):
-    """Where rows came from: a file of the user's, or the embedded package; what is not stated is None."""
-
-    name: str
-    version: str | None
-    sha256: str
-    rows: int
-    license: str | None
 
 
 @dataclass(frozen=True)
@@ -194,12 +183,3 @@ def tokens_note(report: Report) -> str:
     side = report["sides"]["train"]
     totals = f"{count(side['rows_out'])} rows, {count(side['tokens'])} tokens, {count(side['trained_tokens'])} of them learnt"
     return " ".join([f"{totals} ({percent(side['trained_share'])}).", *report["notes"]])
-
-
-def origin(report: Report) -> list[Source]:
-    """Where the rows came from; `rows` of the embedded package are those read of it."""
-    if report["source"] == "files":
-        files = report["files"]
-        return [Source(name=f["path"], version=None, sha256=f["sha256"], rows=f["rows"], license=f["license"]) for f in files]
-    package, rows = report["package"], report["rows_read"]
-    return [Source(name=package["name"], version=package["version"], sha256=package["sha256"], rows=rows, license=report["license"])]

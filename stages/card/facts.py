@@ -12,6 +12,7 @@ from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
 from stages.card.weaknesses import weaknesses
 from stages.card.words import PROMPTS, count
+from stages.core.sources import Source, data_sources
 
 RARE_ROWS = 20  # of training, below which a label is named among the limits
 
@@ -66,7 +67,7 @@ class Facts:
     samples: list[dict[str, Any]]
     base: Report
     limits: list[str]
-    sources: list[data_facts.Source]
+    sources: list[Source]
     rights: list[str]
     weaknesses: list[str]
     attribution: str | None
@@ -105,7 +106,7 @@ def gather(sources: Sources) -> Facts:
     compare, split, fetched = reports["compare"], reports["split"], reports["fetch_data"]
     metric = result_facts.metric_of(compare)
     domain = result_facts.domain(compare, reports["evaluate_base"], reports["evaluate_tuned"])
-    steps, origins = data_facts.funnel(reports), data_facts.origin(fetched)
+    steps, origins = data_facts.funnel(reports), data_sources(fetched)
     labelled = split["labels"]["train"].keys() != {"(none)"}
     losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
     return Facts(

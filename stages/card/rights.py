@@ -5,10 +5,10 @@ In: the base's manifest, fetch_data's report, card.license. Out: sentences for t
 
 from collections.abc import Sequence
 
-from stages.card.data_facts import Source
 from stages.card.reading import Report
 from stages.core.errors import UserError
 from stages.core.licences import OWN_TERMS, conditions, contradiction, is_known
+from stages.core.sources import Source
 
 ASKED = {
     "non-commercial": "forbids commercial use",

@@ -114,6 +114,13 @@ def _definition_checks(stated: dict[str, Any]) -> Iterator[str]:
         yield "" if found == digest else f"{path} of commit {commit[:12]} is {found}, the statement has {digest}"
 
 
+def around(path: Path) -> list[tuple[str, str]]:
+    """Name and text of the envelope in the nearest folder that has one, the path itself or one above it; none where none has."""
+    place = path.resolve()
+    found = [folder / ENVELOPE for folder in (place, *place.parents) if (folder / ENVELOPE).is_file()][:1]
+    return [(str(file), file.read_text(encoding="utf-8", errors="replace")) for file in found]
+
+
 def artefact_checks(path: Path, key: Path) -> Iterator[str]:
     """A bare file or folder: each of its files must be a subject of one statement whose signature holds.
 
@@ -129,9 +136,7 @@ def artefact_checks(path: Path, key: Path) -> Iterator[str]:
     """
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digests = {file: sha256_file(file) for file in files}
-    around = [folder / ENVELOPE for folder in path.resolve().parents if (folder / ENVELOPE).is_file()][:1]
-    envelopes = [(str(file), file.read_text(encoding="utf-8", errors="replace")) for file in around]
-    envelopes += [(f"the statement of {found.tag}", found.envelope) for found in kept()]
+    envelopes = [*around(path), *((f"the statement of {found.tag}", found.envelope) for found in kept())]
     if not envelopes:
         raise UserError(
             f"no signed statement is at hand for {path}: run this in the repository that released it (and git fetch origin {NOTES}:{NOTES})"

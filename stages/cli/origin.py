@@ -7,7 +7,6 @@ reports/card/provenance.json and reports/export.json keep; what a file says of i
 
 import argparse
 import json
-import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from stages.cli import history
-from stages.cli.attested import kept
+from stages.cli.attested import ENVELOPE, NOTES, around, kept
 from stages.cli.signing import PUBLIC_KEY, read_public_key, unseal
-from stages.cli.statement import subjects
-from stages.core import paths
+from stages.cli.statement import commit_of, subjects, told
+from stages.core import embedded, paths
 from stages.core.errors import UserError
 from stages.core.files import sha256_file
+from stages.core.sources import data_sources
 
 RECORDS = [paths.PROVENANCE, paths.EXPORT_REPORT]
-GGUF_MAGIC = b"GGUF"
-MAX_HEADER_BYTES = 100_000_000  # as the safetensors format limits it (https://github.com/huggingface/safetensors)
+LEADS = {  # digests in a file's own head, the closest first
+    embedded.TENSORS: "what it says it is",
+    embedded.ADAPTER: "the adapter that it names",
+    embedded.TOKENS: "the data that it names",
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,15 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"{args.file} is {origin.path}, sha256 {digests[weights]}" if len(files) == 1 else f"{args.file}: {len(files)} files, all known"
         )
-        _tell(origin.commit, digests[weights], args.key)
+        # a release was verified as a whole; the oldest commit may have recorded a run of changes that were never committed
+        released = [commit for _, commit in releases_of(digests[weights], args.key) if commit is not None]
+        _tell((released or [origin.commit])[-1], digests[weights], args.key)
+        if released and released[-1] != origin.commit:
+            print(f"  {'first seen':<11}{history.describe(origin.commit)}")
         return
-    for line in own_words(args.file, files):
+    if not known and _vouched(args.file, digests, args.key):
+        return
+    for line in own_words(args.file, strange):
         print(f"it says of itself: {line}")
     if known:
         commit = _newest({found.commit for found in known.values()})  # in older ones some of these files were others
@@ -79,14 +88,50 @@ def run(args: argparse.Namespace) -> None:
         _tell(commit, None, args.key)
         names = ", ".join(path.name for path in strange)
         raise UserError(f"{names} of {args.file} is in no commit of this repository: it was altered, or put there from elsewhere")
-    parent = next((found for path in files if (digest := adapter_digest(path)) and (found := recorded(digest))), None)
-    if parent is not None:
-        print("the adapter that it names is known:")
-        _tell(parent.commit, None, args.key)
-        raise UserError(
-            f"{args.file} itself is in no commit: it was altered after the export, or made by an export that was never committed"
-        )
-    raise UserError(f"{args.file} ({digests[files[0]]}) is unknown: {_searched()}")
+    for path in strange:
+        if (led := led_back(path)) is not None:
+            found, why = led
+            print(f"{why[0].upper()}{why[1:]} is known:")
+            _tell(found.commit, None, args.key)
+            raise UserError(f"{path} is no file that a commit recorded; {_altered(path, found)}")
+    raise UserError(f"{args.file} ({digests[files[0]]}) is unknown: {_searched(files)}")
+
+
+def _vouched(place: Path, digests: dict[Path, str], key: Path) -> bool:
+    """Tells what the signed statement beside a released file says, where its signature holds and it names every file; tells why not."""
+    for name, envelope in around(place):
+        if not key.is_file():
+            print(f"{name} may say more: name the maker's public key, --key FILE")
+            continue
+        stated, problem = unseal(envelope, read_public_key(key), name)
+        named = set(subjects(stated).values()) if stated is not None and not problem else set()
+        strange = [path for path, digest in digests.items() if digest not in named and path.name != ENVELOPE]
+        if stated is not None and not strange:
+            print(f"{place} is named by {name}, whose signature holds:")
+            for fact, value in told(stated):
+                print(f"  {fact:<11}{value}")
+            return True
+        print(problem or f"{strange[0]} is not in {name}, whose signature holds")
+    return False
+
+
+def led_back(path: Path) -> tuple[Found, str] | None:
+    """What a file's own words lead to in this repository, and which of them did; None where nothing does."""
+    said = embedded.said_by(path)
+    for lead, name in LEADS.items():
+        if lead in said and (found := recorded(said[lead])) is not None:
+            return found, name
+    return None
+
+
+def _altered(path: Path, found: Found) -> str:
+    """What is known of an altered file that its own words led back."""
+    said = embedded.said_by(path).get(embedded.TENSORS)
+    if said is None:  # a GGUF file names its adapter
+        return "it was altered after the export, or made by an export that was never committed"
+    if said == embedded.tensors_digest(path):
+        return f"its weights are those it was written with, so its head was altered, or commit {found.commit[:12]} is not what made it"
+    return f"its weights were changed since commit {found.commit[:12]}, or it took the head of another file"
 
 
 def recorded(digest: str) -> Found | None:
@@ -110,7 +155,7 @@ def _path_of(value: Any, digest: str) -> str:
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
-            if item.get("sha256") == digest and "path" in item:
+            if "path" in item and digest in (item.get("sha256"), item.get("tensors_sha256")):
                 return str(item["path"])
             for name, entry in item.items():
                 if entry == digest:
@@ -145,11 +190,12 @@ def facts(commit: str, digest: str | None, key: Path) -> Iterator[tuple[str, str
     if provenance["code"]["commit"]:
         state = ", with changes that were not committed" if provenance["code"]["dirty"] else ""
         yield "made with", f"the code of {provenance['code']['commit']}{state}"
-    yield from (("release", line) for line in _releases(digest, key))
+    yield from (("release", said) for said, _ in (releases_of(digest, key) if digest else []))
     base = provenance["base"]
     yield "base", f"{base['name']}, {base['revision']}, licence {base['license'] or 'not stated'}"
-    for line in _sources(history.read_report(paths.FETCH_DATA_REPORT, commit)):
-        yield "data", line
+    for source in data_sources(history.read_report(paths.FETCH_DATA_REPORT, commit)):
+        name, licence = f"{source['name']} {source['version'] or ''}".strip(), source["license"] or "not stated"
+        yield "data", f"{name}, {source['rows']:,} rows, licence {licence}, sha256 {source['sha256']}"
     train = provenance.get("row_sets", {}).get(paths.SPLIT_TRAIN.as_posix())
     if train:
         yield "trained on", f"{train['rows']:,} rows, set {train['sha256']}"
@@ -159,31 +205,35 @@ def facts(commit: str, digest: str | None, key: Path) -> Iterator[tuple[str, str
     yield "again", f"git checkout {commit} && dvc pull, or make repro"
 
 
-def _releases(digest: str | None, key: Path) -> Iterator[str]:
-    """The signed releases that name a file."""
-    for release in kept() if digest else []:
+def releases_of(digest: str, key: Path) -> list[tuple[str, str | None]]:
+    """The signed releases that name a file, the newest first.
+
+    Args:
+        digest: the file's sha256.
+        key: the public key of releases.
+
+    Returns:
+        What is to be said of each, and its commit where the signature holds; of one whose signature does not hold, that.
+    """
+    found: list[tuple[str, str | None]] = []
+    for release in kept():
         try:
             stated, problem = unseal(release.envelope, read_public_key(key), "its statement")
         except UserError:
             stated, problem = None, f"signed, but {key} is missing to check by"
         if stated is None or problem:
-            yield f"{release.tag}: {problem}"
+            found.append((f"{release.tag}: {problem}", None))
         elif digest in subjects(stated).values():
-            yield f"{release.tag}, whose signed statement names it"
-
-
-def _sources(fetched: dict[str, Any]) -> Iterator[str]:
-    """Where the rows came from, with their licences."""
-    if (package := fetched["package"]) is not None:
-        yield f"{package['name']} {package['version']}, {fetched['rows_read']:,} rows read, licence {fetched['license']}"
-    for file in fetched["files"]:
-        yield f"{file['path']}, {file['rows']:,} rows, licence {file.get('license') or 'not stated'}, sha256 {file['sha256']}"
+            found.append((f"{release.tag}, whose signed statement names it", commit_of(stated)))
+    if not found and _lines("tag", "--list", "adapter@*"):
+        found.append((f"none whose signed statement is here; get them: git fetch origin {NOTES}:{NOTES}", None))
+    return found
 
 
 def own_words(place: Path, files: list[Path]) -> Iterator[str]:
     """What an unknown file or folder says of its origin."""
     for path in files:
-        for name, value in embedded(path).items():
+        for name, value in sorted(embedded.said_by(path).items()):
             yield f"{name} {value}"
     manifest = place / "base.json"
     if manifest.is_file():
@@ -194,49 +244,11 @@ def own_words(place: Path, files: list[Path]) -> Iterator[str]:
             yield "base.json, which cannot be read"
 
 
-def adapter_digest(path: Path) -> str | None:
-    """The sha256 of the adapter that a GGUF file names as its parent."""
-    return embedded(path).get("luthier.adapter_sha256")
-
-
-def embedded(path: Path) -> dict[str, str]:
-    """The key-values of a model's file that tell of its origin.
-
-    Args:
-        path: a safetensors or GGUF file; any other has none.
-
-    Returns:
-        `general.` and `luthier.` strings of a GGUF file, all metadata of a safetensors file; {} of a broken file.
-    """
-    with path.open("rb") as file:
-        head = file.read(8)
-        if head[:4] == GGUF_MAGIC:
-            return _gguf(path)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if path.suffix != ".safetensors" or not 0 < length < MAX_HEADER_BYTES:
-            return {}
-        try:
-            found = json.loads(file.read(length)).get("__metadata__", {})
-        except (ValueError, AttributeError):
-            return {}
-    return {str(name): str(value) for name, value in found.items() if name != "format"}
-
-
-def _gguf(path: Path) -> dict[str, str]:
-    from gguf import GGUFReader, GGUFValueType
-
-    try:
-        fields = GGUFReader(path).fields
-    except (ValueError, IndexError, KeyError, OverflowError):  # a damaged file
-        return {}
-    wanted = {name: field for name, field in fields.items() if name.startswith(("general.", "luthier."))}
-    return {name: str(field.contents()) for name, field in wanted.items() if field.types == [GGUFValueType.STRING]}
-
-
-def _searched() -> str:
+def _searched(files: list[Path]) -> str:
     """What was searched, for the sentence on a file that was not found."""
     if not _lines("rev-parse", "--show-toplevel"):
-        return "this folder is in no git repository; run it in the one that may have made it"
+        named = next((url for path in files if (url := embedded.said_by(path).get("general.repo_url"))), None)
+        return f"this folder is in no git repository; run it in {f'a clone of {named}' if named else 'the one that may have made it'}"
     if _lines("rev-parse", "--is-shallow-repository") == ["true"]:
         return "this clone is shallow; get the whole history (git fetch --unshallow --tags) and run again"
     commits = _lines("rev-list", "--all", "--count")[0]

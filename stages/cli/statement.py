@@ -15,6 +15,7 @@ from stages.core import paths
 from stages.core.files import sha256_file
 from stages.core.provenance import git_commit
 from stages.core.row_sets import row_set_facts
+from stages.core.sources import data_sources
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -64,13 +65,13 @@ def _dependencies() -> Iterator[dict[str, Any]]:
     yield from (_file(path.as_posix(), path) for path in TABLES)
     fetched = history.read_lock(None).stages["fetch_data"]["deps"]
     yield from ({"name": dep["path"], "digest": {"md5": dep["md5"]}} for dep in fetched if dep["path"] == paths.SOURCES.as_posix())
-    report = history.read_report(paths.FETCH_DATA_REPORT, None)
-    if (package := report["package"]) is not None:
-        name = f"pkg:pypi/{package['name']}@{package['version']}"
-        yield {"name": "data package", "uri": name, "digest": {"sha256": package["sha256"]}}
-    yield from ({"name": f"source {file['path']}", "digest": {"sha256": file["sha256"]}} for file in report["files"])
+    fetched_report = history.read_report(paths.FETCH_DATA_REPORT, None)
+    for source in data_sources(fetched_report):
+        entry = {"name": f"source {source['name']}", "digest": {"sha256": source["sha256"]}, "annotations": {"license": source["license"]}}
+        packaged = {"uri": f"pkg:pypi/{source['name']}@{source['version']}"} if fetched_report["package"] is not None else {}
+        yield entry | packaged
     base = json.loads(paths.BASE.read_text(encoding="utf-8"))
-    yield _file("base", paths.BASE) | {"uri": base_uri(base)}
+    yield _file("base", paths.BASE) | {"uri": base_uri(base), "annotations": {"license": base["license"]}}
     yield from ({"name": f"base/{file['path']}", "digest": {"sha256": file["sha256"]}} for file in base["files"])
 
 
@@ -107,6 +108,23 @@ def commit_of(found: dict[str, Any]) -> str:
 def dependencies(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The resolved dependencies by name."""
     return {entry["name"]: entry for entry in found["predicate"]["buildDefinition"]["resolvedDependencies"]}
+
+
+def told(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a statement says of the model's origin, in words: name and value of each fact."""
+    named, card = dependencies(found), found["predicate"]["buildDefinition"]["externalParameters"]["card"]
+    if card["repository"] is not None:
+        yield "repository", card["repository"]
+    yield "commit", commit_of(found)
+    yield "base", f"{named['base']['uri']}, licence {named['base']['annotations']['license'] or 'not stated'}"
+    for name, entry in named.items():
+        if name.startswith("source "):
+            what = entry.get("uri", name.removeprefix("source "))
+            yield "data", f"{what}, licence {entry['annotations']['license'] or 'not stated'}, sha256 {entry['digest']['sha256']}"
+    train = named[paths.SPLIT_TRAIN.as_posix()]["annotations"]["row_set"]
+    yield "trained on", f"{train['rows']:,} rows, set {train['sha256']}"
+    yield "model", f"{card['name']}: {card['intended_use']}"
+    yield "licence", card["license"]
 
 
 def differences(stated: dict[str, Any], derived: dict[str, Any]) -> Iterator[str]:

@@ -148,7 +148,7 @@ def _pipeline_checks(repo: "Repo", complete: bool) -> Iterator[str]:
                     yield _compare(f"{name}: {path}", recorded[path], hashes[path])
         for dep in params:
             recorded = entry.get("params", {}).get(dep.def_path, {})
-            values = dep.read_params(flatten=False)
+            values = dep.read_params()
             for key in sorted(set(dep.params) | set(recorded)):
                 same = key in values and key in recorded and values[key] == recorded[key]
                 yield "" if same else f"{name}: {key} of {dep.def_path} is {values.get(key)}, dvc.lock has {recorded.get(key)}"

@@ -205,6 +205,7 @@ class Compare(Section):
 class Card(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
     developed_by: Name | None
+    repository: Name | None
     language: Name
     license: Name
     intended_use: Name

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.core import paths
+from stages.core import embedded, paths
 from stages.core.errors import UserError
-from stages.core.files import outputs, remove, sha256_file, write_json, write_report
+from stages.core.files import outputs, read_details, remove, sha256_file, write_json, write_report
 from stages.core.llama_cpp import LlamaCpp
 from stages.core.models import compute_dtype, device_of, read_manifest
 from stages.core.params import Numerics, Params
 from stages.core.records import read_rows
+from stages.core.sources import data_sources
 from stages.core.stage import run_stage
 from stages.export.agreement import check, encode_rows
 from stages.export.gguf_file import stop_ids, write_gguf
@@ -78,8 +79,11 @@ def _make(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, A
         remove(trial)
     found = [{"form": "merged", **merges[best]}]
     check("merged", merges[best], export.limits.merged)
+    origin = _origin(params, manifest)
+    for shard in sorted(merged.glob("*.safetensors")):
+        embedded.embed(shard, origin)
     for form in [form for form in export.forms if form != "merged"]:
-        found.append({"form": form, **_gguf(params, form, folder, held, reference, manifest)})
+        found.append({"form": form, **_gguf(params, form, folder, held, reference, origin)})
     write_serving(folder, export.forms, merged)
     if "merged" not in export.forms:
         remove(merged)
@@ -94,22 +98,32 @@ def _make(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, A
     }
 
 
+def _origin(params: Params, manifest: dict[str, Any]) -> dict[str, embedded.Value]:
+    """What each form says of itself: name, licence, who answers for it, where its repository is, its base, its data, its adapter."""
+    said: dict[str, embedded.Value | None] = {
+        "general.type": "model",
+        "general.name": params.card.name,
+        "general.license": params.card.license,
+        "general.author": params.card.developed_by,
+        "general.repo_url": params.card.repository,
+        embedded.ADAPTER: sha256_file(paths.ADAPTER / "adapter_model.safetensors"),
+        **embedded.base_facts(manifest),
+        **embedded.data_facts(data_sources(read_details(paths.FETCH_DATA_REPORT))),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def _distance(found: dict[str, Any]) -> float:
     """The mean KL divergence on the answers, where a NaN is the furthest."""
     nats = found["answer"]["kl_mean_nats"]
     return float(nats) if nats == nats else float("inf")
 
 
-def _gguf(params: Params, form: str, folder: Path, held: Held, reference: Reference, manifest: dict[str, Any]) -> dict[str, Any]:
+def _gguf(params: Params, form: str, folder: Path, held: Held, reference: Reference, origin: dict[str, embedded.Value]) -> dict[str, Any]:
     """Writes one GGUF form and measures it by transformers' reader and by llama.cpp."""
     file = folder / "gguf" / f"model-{form}.gguf"
     file.parent.mkdir(exist_ok=True)
-    facts = {
-        "general.name": manifest["name"].split("/")[-1],
-        "luthier.base": f"{manifest['name']} {manifest['revision']}",
-        "luthier.adapter_sha256": sha256_file(paths.ADAPTER / "adapter_model.safetensors"),
-    }
-    types = write_gguf(folder / "merged", file, form, facts)
+    types = write_gguf(folder / "merged", file, form, origin)
     limit = getattr(params.export.limits, form)
     tensor, error = tensor_error(file, folder / "merged")
     if not error <= limit.max_tensor_error:
@@ -156,7 +170,13 @@ def _files(folder: Path, published: Path) -> list[dict[str, Any]]:
     """Each file of a folder with its size and digest, by the path it has when published."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return [
-        {"path": (published / path.relative_to(folder)).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        {
+            "path": (published / path.relative_to(folder)).as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+            # of safetensors, so that weights under a changed head are known again
+            **({"tensors_sha256": digest} if (digest := embedded.said_by(path).get(embedded.TENSORS)) else {}),
+        }
         for path in found
     ]
 

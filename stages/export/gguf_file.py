@@ -5,11 +5,12 @@ In: a folder in Hugging Face's format. Out: one .gguf with weights, tokenizer, c
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.core.embedded import Value
 from stages.core.errors import UserError
 from stages.core.models import load_tokenizer
 from stages.export.gguf_vocabulary import add_vocabulary
@@ -123,14 +124,14 @@ def stop_ids(folder: Path) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def write_gguf(folder: Path, target: Path, form: str, facts: dict[str, str]) -> dict[str, int]:
+def write_gguf(folder: Path, target: Path, form: str, facts: Mapping[str, Value]) -> dict[str, int]:
     """Writes a merged folder as GGUF; equal folders give equal bytes. One tensor is held in float32 at a time.
 
     Args:
         folder: the merged model with its tokenizer.
         target: the file.
         form: f16, q8_0 or q4_k_m.
-        facts: further fields by name, texts.
+        facts: further fields by name: texts, numbers, lists of texts.
 
     Returns:
         How many tensors there are of each GGML type.
@@ -145,8 +146,13 @@ def write_gguf(folder: Path, target: Path, form: str, facts: dict[str, str]) -> 
     _add_shape(writer, weights)
     writer.add_file_type(FILE_TYPES[form])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for name, text in sorted(facts.items()):
-        writer.add_string(name, text)
+    for name, value in sorted(facts.items()):
+        if isinstance(value, int):
+            writer.add_uint32(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
+        else:
+            writer.add_array(name, value)
     shapes = weights.shapes()
     add_vocabulary(writer, folder, shapes["token_embd.weight"][0], stop_ids(folder))
     factors = _rope_factors(weights)

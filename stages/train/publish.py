@@ -9,7 +9,8 @@ from typing import Any
 
 from stages.core import files, paths
 from stages.core.batches import read_tokens
-from stages.core.files import write_json, write_report
+from stages.core.embedded import TOKENS, base_facts, embed
+from stages.core.files import sha256_file, write_json, write_report
 from stages.core.provenance import git_commit, machine, versions
 from stages.train import checkpoints, telemetry
 from stages.train.record import write_record
@@ -56,6 +57,8 @@ def write_adapter(folder: Path, finished: Path, state: State, facts: dict[str, A
     shutil.copytree(paths.TOKENIZER, folder)
     shutil.copyfile(paths.BASE, folder / "base.json")
     shutil.copyfile(finished / WEIGHTS, folder / WEIGHTS)
+    base = json.loads(paths.BASE.read_text(encoding="utf-8"))
+    embed(folder / WEIGHTS, {"general.type": "adapter", **base_facts(base), TOKENS: sha256_file(paths.TOKENIZED_TRAIN)})
     config = json.dumps(checkpoints.read(finished, CONFIG), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{config}\n", encoding="utf-8")
     course = {"steps": state.step, "stop_reason": facts["training"]["stop_reason"], "published_step": facts["training"]["published_step"]}
