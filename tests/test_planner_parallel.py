@@ -13,13 +13,14 @@ from stages.core.errors import UserError
 from stages.core.planner import GIB
 from stages.core.planner_links import KINDS, Link, Pair, installed_link, link_of
 from stages.core.planner_memory import Load, Method, held_bytes, peak
-from stages.core.planner_parallel import WAYS, Way, choose_parallel, compared, exchange
+from stages.core.planner_parallel import WAYS, Way, choose_parallel, compared, exchange, why_not_sliced
 from stages.core.planner_shape import shape_of
-from stages.core.planner_speed import ALONE, Exchange
+from stages.core.planner_speed import ALONE, Exchange, Work
 from tests import test_planner
 from tests.test_planner import PUBLISHED, config, luthier_plan
 from tests.tiny import ROOT
 
+WORK = Work(passes=2, tokens=100, real_tokens=100, targets=100, attended=50)
 HOST, P2P, NVLINK = Link("host", 12), Link("p2p", 24), Link("nvlink", 450)
 
 
@@ -59,6 +60,36 @@ def test_where_only_deepspeed_fits_the_sentence_names_it_and_auto_does_not_take_
         choose_parallel(2, HOST, job("Qwen2.5-32B", quantization="none"))
 
 
+def test_a_row_too_long_for_a_card_is_split_over_two_and_that_is_said() -> None:
+    asked = job(lengths=[300_000] * 8, effective_batch=2)
+    way, reason = choose_parallel(2, HOST, asked)
+    assert (way, "a row does not fit one card, and its 2 slices do" in reason) == ("sequence", True)
+    found = ways(2, HOST, asked)
+    assert "300000 tokens" in str(found["single"].why_not)
+    assert found["sequence"].choice is not None
+    assert found["sequence"].choice.micro_batch_tokens >= 300_000
+
+
+@given(tokens=st.integers(20_000, 150_000), gpus=st.sampled_from([2, 4, 8]))
+def test_a_slice_takes_less_than_the_whole_row_and_at_least_its_share_of_what_a_pass_carries(tokens: int, gpus: int) -> None:
+    asked = job(gib=400, lengths=[tokens] * 2, effective_batch=1, micro_batch_tokens=tokens, recompute=32)
+    found = ways(gpus, NVLINK, asked)
+    whole, slice_ = found["single"].choice, found["sequence"].choice
+    assert whole is not None
+    assert slice_ is not None
+    held = sum(whole.parts[part] for part in ("base", "embeddings", "adapter", "optimizer"))
+    assert held + (whole.peak_bytes - held) / gpus * 0.9 <= slice_.peak_bytes <= whole.peak_bytes
+    assert found["sequence"].tokens_per_second <= gpus * found["single"].tokens_per_second * (1 + planner.LIKE)
+
+
+def test_heads_that_cannot_be_dealt_are_refused_with_their_number() -> None:
+    assert "28 heads of queries and 4 of keys cannot be dealt evenly to 8" in str(ways(8, NVLINK, job("Qwen2.5-7B"))["sequence"].why_not)
+    assert "not gemma" in str(why_not_sliced({**config("Llama-3.1-8B"), "model_type": "gemma"}, 2, 100))
+    windowed = {**config("Llama-3.1-8B"), "model_type": "mistral", "sliding_window": 4096}
+    assert "the last 4096 tokens alone" in str(why_not_sliced(windowed, 2, 5000))
+    assert why_not_sliced(windowed, 2, 4000) is None
+
+
 def test_one_gpu_leaves_one_way() -> None:
     assert choose_parallel(1, HOST, job())[0] == "single"
     assert list(ways(1, HOST, job())) == ["single"]
@@ -79,7 +110,7 @@ def test_deepspeed_is_refused_with_its_reason_where_it_would_split_nothing() -> 
     found = ways(2, HOST, job())
     assert "each GPU would load the whole model" in str(found["zero3"].why_not)
     assert "take ddp" in str(found["zero2"].why_not)
-    assert set(found) == {"single", "ddp", "fsdp", "zero2", "zero3"}
+    assert set(found) == {"single", "ddp", "fsdp", "sequence", "zero2", "zero3"}
     whole = ways(2, HOST, job(gib=80, quantization="none"))
     assert set(whole) == set(WAYS)
     assert "take ddp" in str(whole["zero2"].why_not)
@@ -135,8 +166,8 @@ def test_a_slower_link_makes_fsdp_wait_and_larger_micro_batches_make_it_wait_les
 
 def test_the_time_of_a_sharded_pass_is_the_longer_of_computing_and_passing() -> None:
     for computing, passing in ((4.0, 1.0), (1.0, 4.0)):
-        assert Exchange(0, passing, 0.5, 0.25).seconds(2 * computing, 2) == 2 * (4.0 + 0.5) + 0.25
-    assert ALONE.seconds(3.0, 7) == pytest.approx(3.0)
+        assert Exchange(0, passing, 0.5, 0.25).seconds(2 * computing, WORK) == 2 * (4.0 + 0.5) + 0.25
+    assert ALONE.seconds(3.0, WORK) == pytest.approx(3.0)
 
 
 def test_a_base_in_host_memory_leaves_the_gpus_less_and_is_counted_there() -> None:

@@ -28,13 +28,17 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp_fused": {"parallel": "fsdp", "kernels": "fused"},
     "room": {},
     "fsdp_room": {"parallel": "fsdp"},
+    "sequence": {"parallel": "sequence", "recompute": 1, "batching": "pack"},
+    "sequence_fused": {"parallel": "sequence", "kernels": "fused", "recompute": 2, "neftune_alpha": 5.0},
+    "sequence_room": {"parallel": "sequence", "recompute": 2, "neftune_alpha": 5.0},
+    "sequence_fused_room": {"parallel": "sequence", "kernels": "fused", "recompute": 2},
     "early": {"early_stop": 1, "learning_rate": 0.05, "batching": "pack"},
 }
 
 
 def cases(count: int) -> list[str]:
     """What is trained by so many processes."""
-    return list(CASES) if count == 2 else ["plain", "fsdp"]
+    return list(CASES) if count == 2 else ["plain", "fsdp", "sequence", "sequence_fused"]
 
 
 def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str, Any]:
@@ -42,6 +46,8 @@ def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str,
     training = trainable.training(base, root, ranks=ranks, rows=18, **{**STEPS, **CASES[case]})
     rehearse(training)
     if case.endswith("room") and ranks is not None and ranks.rank == 1:
+        if training.fused is not None:
+            crowd(training.fused.decoder[1])
         decoder_layers(training.model)[2].register_forward_hook(crowded)
     reason = training.fit()
     state = training.state
@@ -56,13 +62,26 @@ def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str,
 
 
 def crowded(module: Any, inputs: Any, output: torch.Tensor) -> None:
-    """A layer that finds no memory for more than 64 tokens: without gradients in its forward, else in its backward."""
+    """A layer that finds no memory for more than 50 tokens: without gradients in its forward, else in its backward."""
 
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    if output.shape[0] * output.shape[1] > 64:
+    if output.shape[0] * output.shape[1] > 50:
         output.register_hook(fail) if output.requires_grad else fail()
+
+
+def crowd(layer: Any) -> None:
+    """Has a layer of the fused path find no memory for more than 50 tokens in the backward of its MLP."""
+    backward = layer.mlp_backward
+
+    def fail(grad: torch.Tensor, *given: Any) -> list[torch.Tensor]:
+        if len(grad) > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found: list[torch.Tensor] = backward(grad, *given)
+        return found
+
+    layer.mlp_backward = fail
 
 
 def work(rank: int, count: int, base: Path, out: Path) -> None:
@@ -110,7 +129,7 @@ def test_ranks_train_as_one_process_does(courses: dict[tuple[int, str], list[dic
         assert torch.tensor(together[0]["adapter"][name]) == pytest.approx(torch.tensor(values), rel=1e-2, abs=2e-3)
 
 
-@pytest.mark.parametrize("case", ["room", "fsdp_room"])
+@pytest.mark.parametrize("case", ["room", "fsdp_room", "sequence_room", "sequence_fused_room"])
 def test_where_one_rank_finds_no_memory_all_take_less_at_once(courses: dict[tuple[int, str], list[dict[str, Any]]], case: str) -> None:
     first, second = courses[2, case]
     assert first["shrunk"] == second["shrunk"]

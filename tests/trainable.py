@@ -25,6 +25,7 @@ from stages.train.ranks import Ranks
 from stages.train.room import Room
 from stages.train.sft import Training
 from stages.train.shards import Shards
+from stages.train.slices import Slices
 from stages.train.stop import Stop
 from stages.train.tracking import Tracker
 from tests import nursery, tiny
@@ -128,8 +129,9 @@ def training(
         for number, layer in enumerate(decoder_layers(model)):
             shards.take(number, layer)
         shards.watch(decoder_layers(model))
+    slices = Slices(ranks, model, torch.float32, 64) if ranks is not None and train.parallel == "sequence" else None
     validation_rows = in_memory(token_rows(validation, 380, seed=1))
-    return around(adapter.attach(model, train, [], seed=1), train, root, train_rows, validation_rows, runtime, ranks, shards)
+    return around(adapter.attach(model, train, [], seed=1), train, root, train_rows, validation_rows, runtime, ranks, shards, slices)
 
 
 def in_memory(rows: Sequence[Tokens]) -> list[TokenRow]:
@@ -146,6 +148,7 @@ def around(
     runtime: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
     shards: Shards | None = None,
+    slices: Slices | None = None,
 ) -> Training:
     """A training of a model with its adapter, wherever it is; on the fused path where train.kernels asks for it."""
     device = model.device.type
@@ -175,4 +178,5 @@ def around(
         stop=Stop(),
         ranks=ranks or Ranks(),
         shards=shards,
+        slices=slices,
     )

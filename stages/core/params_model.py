@@ -90,7 +90,7 @@ class Train(Section):
     kernels: Literal["auto", "fused", "plain"]
     recompute: Literal["auto", "none", "all"] | NotNegative
     deterministic: bool
-    parallel: Literal["auto", "single", "ddp", "fsdp", "zero2", "zero3"]
+    parallel: Literal["auto", "single", "ddp", "fsdp", "sequence", "zero2", "zero3"]
     eval_every: Positive
     early_stop: Positive | None
     watch: TrainWatch

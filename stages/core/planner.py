@@ -5,6 +5,7 @@
 
 import functools
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,18 +140,18 @@ def choose(
     found: list[Choice] = []
     smallest: tuple[int, int] | None = None
     for limit in [micro_batch_tokens] if micro_batch_tokens else _sizes(max(lengths), largest):
-        work = _work(lengths, effective_batch, limit, padded=engine == "plain" and batching == "bucket")
-        tokens = _fullest(lengths, effective_batch, limit)
+        work = _work(lengths, effective_batch, limit, padded=engine == "plain" and batching == "bucket").sliced(exchange.slices)
+        tokens = math.ceil(_fullest(lengths, effective_batch, limit) / exchange.slices)
         for load in _loads(shape, engine, tokens, recompute):
             parts = peak(shape, method, load, constants()[engine]["memory"])
             if exchange is not ALONE:
-                parts["exchange"] = exchange.held_bytes
+                parts["exchange"] = exchange.held_bytes + tokens * exchange.token_bytes
             total = sum(parts.values()) + offset
             smallest = min(smallest or (total, limit), (total, limit))
             if total > budget * BUDGET_SHARE:
                 continue
             seconds = step_seconds(shape, method, load, work, card, constants()[engine]["speed"], launch / constants()["launch_seconds"])
-            speed = work.passes * work.real_tokens / exchange.seconds(seconds.whole / scale, work.passes)
+            speed = work.passes * work.real_tokens / exchange.seconds(seconds.whole / scale, work)
             plan = (engine, limit, load.recomputed, shape.layers, load.offload, load.mlp_tokens, work.passes, total, budget, speed, parts)
             found.append(Choice(*plan, _reasons(shape, load, total, budget, seen, seconds.host_bound), scale, offset, launch))
     if not found:

@@ -78,6 +78,13 @@ class Shape:
         return {name: size for name, size in self.matrices.items() if name in asked}
 
 
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """To how many tokens before it a token of one of the families FUSED attends at most, or None."""
+    used = config.get("use_sliding_window", config.get("model_type") == "mistral")
+    window: int | None = config.get("sliding_window") if used else None
+    return window
+
+
 class UnknownShape(UserError):
     """The planner can't read a base's sizes."""
 

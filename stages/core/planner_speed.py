@@ -33,6 +33,10 @@ class Work:
     targets: float
     attended: float
 
+    def sliced(self, slices: int) -> "Work":
+        """That of one of so many slices, whose tokens attend to as many as before."""
+        return Work(self.passes, self.tokens / slices, self.real_tokens / slices, self.targets / slices, self.attended)
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -43,16 +47,23 @@ class Exchange:
         pass_seconds: of passing weights for each micro-batch, while it computes.
         exposed_seconds: of the same, that no computing hides.
         step_seconds: of passing gradients, once a step, after it computed.
+        slices: GPUs that each have an equal slice of every micro-batch's tokens; 1 where each has micro-batches of its own.
+        token_bytes: held for each token of a slice while it is exchanged.
+        token_seconds: of passing, for each token of a slice and pass, that no computing hides.
     """
 
     held_bytes: int
     pass_seconds: float
     exposed_seconds: float
     step_seconds: float
+    slices: int = 1
+    token_bytes: int = 0
+    token_seconds: float = 0.0
 
-    def seconds(self, computing: float, passes: int) -> float:
+    def seconds(self, computing: float, work: Work) -> float:
         """A step's seconds, from those it computes and its micro-batches."""
-        return passes * (max(computing / passes, self.pass_seconds) + self.exposed_seconds) + self.step_seconds
+        exposed = self.exposed_seconds + work.tokens * self.token_seconds
+        return work.passes * (max(computing / work.passes, self.pass_seconds) + exposed) + self.step_seconds
 
 
 ALONE = Exchange(0, 0.0, 0.0, 0.0)

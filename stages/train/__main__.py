@@ -100,7 +100,7 @@ def hold(joined: Ranks) -> None:
         run.check_unmoved()
         publish(finished)
         state = State(**checkpoints.read(finished, STATE))
-        if device == "cuda" and not state.ranks:
+        if device == "cuda" and count == 1 and not state.ranks:
             choice.remember(root, state.shrunk, costs(state))
         for folder in root.glob("step-*"):
             remove(folder)
@@ -111,7 +111,7 @@ def take_part(root: Path, parallel: str, joined: Ranks) -> None:
 
     Args:
         root: the folder of checkpoints.
-        parallel: ddp | fsdp | zero3.
+        parallel: ddp | fsdp | sequence | zero3.
         joined: this process among them.
 
     Raises:
@@ -161,7 +161,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         finished: where the result goes.
         stop: the signals caught.
         joined: this process among those that train.
-        parallel: single | ddp | fsdp | zero3.
+        parallel: single | ddp | fsdp | sequence | zero3.
 
     Raises:
         UserError: an input, the machine or the trained adapter is not fit.
@@ -180,6 +180,11 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
     base, shards = load(manifest, params, device, len(tokenizer), joined, parallel)
     loaded = machine.peak_memory(device)
     check_base(base)
+    slices = None
+    if parallel == "sequence":
+        from stages.train.slices import Slices
+
+        slices = Slices(joined, base, dtype, max(len(row.input_ids) for row in (*rows, *validation)))
     probe = (validation or rows)[0]
     before = probe_logits(base, probe, device)
     model = adapter.attach(base, settings, new_token_ids(paths.TOKENIZER), params.seed)
@@ -213,6 +218,7 @@ def train(params: Params, device: str, dtype: "torch.dtype", root: Path, finishe
         matmul_rate=matmul_rate,
         ranks=joined,
         shards=shards,
+        slices=slices,
     )
     deterministic = settle_determinism(training)
     differences = check_kernels(training) if fused is not None else None
@@ -266,7 +272,7 @@ def load(
         device: cpu or cuda.
         vocabulary: rows the embedding must have at least.
         joined: this process among those that train.
-        parallel: single | ddp | fsdp | zero3.
+        parallel: single | ddp | fsdp | sequence | zero3.
 
     Returns:
         The base, and what holds its layers where they are split.

@@ -77,7 +77,7 @@ def choose(
         manifest: of the base.
         root: the folder of checkpoints.
         ranks: that train.
-        parallel: single | ddp | fsdp | zero3.
+        parallel: single | ddp | fsdp | sequence | zero3.
 
     Returns:
         The choice; what cannot be done, or does not fit the memory, is a UserError.
@@ -166,7 +166,7 @@ def _predicted(
         rank=settings.rank,
         target_modules=settings.target_modules,
         lengths=lengths,
-        effective_batch=-(-settings.effective_batch // ranks),
+        effective_batch=settings.effective_batch if parallel == "sequence" else -(-settings.effective_batch // ranks),
         optimizer=settings.optimizer,
         deterministic=settings.deterministic,
         available_bytes=torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(),

@@ -67,7 +67,7 @@ def decided(params: "Params", device: str, count: int) -> str:
         count: of the processes.
 
     Returns:
-        single (which takes one of them) | ddp | fsdp | zero3.
+        single (which takes one of them) | ddp | fsdp | sequence | zero3.
 
     Raises:
         UserError: zero2 is asked for.
@@ -124,7 +124,7 @@ def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
 
     Args:
         count: of them.
-        parallel: how they train: ddp | fsdp | zero3.
+        parallel: how they train: ddp | fsdp | sequence | zero3.
         root: the folder of checkpoints.
         stop: the signals caught; one is passed on to the first rank, which writes a checkpoint and ends.
     """

@@ -32,7 +32,7 @@ def passes(
 
     losses: list[torch.Tensor] = []
     failed: int | None = None
-    own = shares[training.ranks.rank]
+    own = shares[training.place]
     for number in range(len(own) if training.shards is None else max(map(len, shares))):
         training.stop.check()
         if training.shards is not None:
@@ -40,13 +40,18 @@ def passes(
         if failed is None and number < len(own):
             try:
                 with watched(own[number]):
-                    loss = training.engine.summed_loss([rows[row] for row in own[number]]) / of
+                    loss = training.engine.summed_loss([rows[row] for row in own[number]], slices=training.slices) / of
                     if torch.is_grad_enabled():
                         loss.backward()
                 losses.append(loss.detach())
                 continue
             except OutOfRoom:
                 failed = number
+        if training.slices is not None:  # this rank has no memory: the others exchange with what is none of its tokens
+            if number != failed:
+                training.slices.lay([len(rows[row].input_ids) for row in own[number]], training.batching == "pack")
+            training.slices.finish(training.engine.kept, torch.is_grad_enabled())
+            continue
         if training.shards is None:
             break
         training.shards.finish(torch.is_grad_enabled())  # this rank has no pass, or no more: the others gather with its part
@@ -57,13 +62,13 @@ def summed(training: "Training", shares: Sequence[Sequence[MicroBatch]], rows: S
     """The loss of all ranks' micro-batches together, to the bit the same whoever computed them."""
     import torch
 
-    rank, ranks = training.ranks.rank, training.ranks.count
+    place = training.place
     with torch.no_grad():
         found, failed = passes(training, shares, rows, 1.0)
-    agreed = training.ranks.first_of(None if failed is None else shares[rank][failed])
+    agreed = training.ranks.first_of(None if failed is None else shares[place][failed])
     if agreed is not None:
         raise OutOfRoom(agreed)
-    losses = torch.zeros(ranks * max(map(len, shares)), dtype=torch.float64, device=training.model.device)
+    losses = torch.zeros(len(shares) * max(map(len, shares)), dtype=torch.float64, device=training.model.device)
     if found:
-        losses[rank::ranks][: len(found)] = torch.stack(found).double()
+        losses[place :: len(shares)][: len(found)] = torch.stack(found).double()
     return float(sum(training.ranks.summed(losses).tolist()))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+    from stages.train.slices import Slices
+
 
 class PlainModel:
     """A PEFT model on the plain path.
@@ -55,7 +57,7 @@ class PlainModel:
         for layer in self._decoder:
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self.layers = self._kept = len(self._decoder)
-        self._noised: tuple[Sequence[TokenRow], bool] | None = None
+        self._pass: tuple[Sequence[TokenRow], bool, Slices | None] | None = None
         base.get_input_embeddings().register_forward_hook(self._add_noise)
 
     @property
@@ -69,12 +71,13 @@ class PlainModel:
         for number, layer in enumerate(self._decoder):
             layer.gradient_checkpointing = number < self.layers - kept
 
-    def summed_loss(self, rows: Sequence[TokenRow], batching: str | None = None) -> "torch.Tensor":
+    def summed_loss(self, rows: Sequence[TokenRow], batching: str | None = None, slices: "Slices | None" = None) -> "torch.Tensor":
         """The cross-entropy summed over the targets of one micro-batch, in nats.
 
         Args:
             rows: the micro-batch.
             batching: bucket | pack; None takes the model's own.
+            slices: where the ranks have one each, and the loss is of this one's targets; None computes all.
 
         Returns:
             A scalar in float32.
@@ -82,22 +85,29 @@ class PlainModel:
         import torch
 
         batch = collate(rows, batching or self.batching, self.pad)
-        self._noised = (rows, batch.position_ids is not None) if self.neftune is not None else None
-        logits = self.logits(batch)
-        self._noised = None
+        packed = batch.position_ids is not None
+        if slices is not None:
+            slices.lay([len(row.input_ids) for row in rows], packed)
+            batch = slices.part(batch)
+        self._pass = (rows, packed, slices)
+        logits = self.logits(batch, slices)
+        self._pass = None
         targets = sent(batch.targets, self.model.device)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
-    def logits(self, batch: Batch) -> "torch.Tensor":
+    def logits(self, batch: Batch, slices: "Slices | None" = None) -> "torch.Tensor":
         """The logits in the batch's columns, `[rows, kept, vocabulary] float32`."""
         import torch
 
+        # a mask of four dimensions is one that transformers passes on: none is made, and slices need none
+        given: dict[str, Any] = {} if slices is None else {"slices": slices, "attention_mask": torch.empty(1, 1, 1, 1)}
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             out = self.model(
                 input_ids=sent(batch.input_ids, self.model.device),
                 position_ids=None if batch.position_ids is None else sent(batch.position_ids, self.model.device),
                 logits_to_keep=sent(batch.columns, self.model.device),
                 use_cache=False,
+                **given,
             )
         return out.logits.float()
 
@@ -105,13 +115,17 @@ class PlainModel:
         """The embeddings of a training's rows with NEFTune's noise on them; padding has none."""
         import torch
 
-        if self._noised is None or self.neftune is None:
+        if self._pass is None:
             return None
-        rows, packed = self._noised
+        rows, packed, slices = self._pass
+        if slices is not None:  # the first layer's gradient is wanted too, so that every layer exchanges alike
+            embedded = embedded.requires_grad_(torch.is_grad_enabled())
+        if self.neftune is None:
+            return embedded
         lengths = [len(row.input_ids) for row in rows]
         starts = np.cumsum([0, *lengths[:-1]]).tolist() if packed else [0] * len(rows)
-        added = torch.zeros_like(embedded)
+        added = embedded.new_zeros(len(embedded), sum(lengths) if packed else max(lengths), embedded.shape[2])
         for number, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
             place = added[0 if packed else number, start : start + length]
             place.copy_(noise(row, self.neftune, place))
-        return embedded + added
+        return embedded + (added if slices is None else slices.own(added, 1))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stages.core.params import Runtime, Train
     from stages.train.fused.model import FusedModel
     from stages.train.shards import Shards
+    from stages.train.slices import Slices
     from stages.train.zero import Zero
 
 
@@ -62,6 +63,7 @@ class Training:
         matmul_rate: of the GPU in FLOP/s (machine.matmul_rate), or None.
         ranks: this process among those that train together.
         shards: that hold the base's layers in part, or None.
+        slices: where each rank computes its slice of every micro-batch, or None.
         state: where it is.
         best: the adapter of the lowest validation loss, kept where early_stop is set.
     """
@@ -84,6 +86,7 @@ class Training:
     matmul_rate: float | None = None
     ranks: Ranks = field(default_factory=Ranks)
     shards: "Shards | Zero | None" = None
+    slices: "Slices | None" = None
     state: State = field(default_factory=State)
     best: adapter.Tensors | None = None
 
@@ -106,7 +109,9 @@ class Training:
         folder = self.ranks.agreed(checkpoints.newest(self.root) if self.ranks.first else None)
         if folder is not None:
             self._load(folder)
-        self.state.go_on_with(self.ranks.count)
+        # the rows of a step are dealt to the ranks, unless each has its slice of them all
+        self._dealt, self.place = (self.ranks.count, self.ranks.rank) if self.slices is None else (1, 0)
+        self.state.go_on_with(self._dealt)
         self.state.shrunk = self.room.shrunk
 
     def fit(self) -> str:
@@ -199,7 +204,7 @@ class Training:
         largest = max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))
         found, failed = passes(self, shares, self.rows, targets)
         with self._alone(largest):
-            losses, failed = self.gradients.exchange(found, sum(map(len, shares[: self.ranks.rank])), len(micro_batches), failed)
+            losses, failed = self.gradients.exchange(found, sum(map(len, shares[: self.place])), len(micro_batches), failed)
         if failed is not None:
             raise OutOfRoom(micro_batches[failed])
         with self._alone(largest):
@@ -302,7 +307,7 @@ class Training:
     def _summed_validation_loss(self) -> float:
         self.ready("validation", self.state.step)
         micro_batches = self.validation_batches(self.state.step)
-        return summed(self, [micro_batches[rank :: self.ranks.count] for rank in range(self.ranks.count)], self.validation)
+        return summed(self, [micro_batches[place :: self._dealt] for place in range(self._dealt)], self.validation)
 
     def save(self) -> None:
         """Writes a checkpoint, unless nothing was done since the last."""
@@ -331,7 +336,7 @@ class Training:
         """Takes the course back to a checkpoint; what it has cost, and what was said of it, stays."""
         then = self._restored(folder)
         self.state = replace(self.state, step=then.step, train=then.train, validation=then.validation, speed=then.speed)
-        self.state.go_on_with(self.ranks.count)
+        self.state.go_on_with(self._dealt)
 
     def _restored(self, folder: Path) -> State:
         from safetensors.torch import load_file

@@ -5,9 +5,12 @@ backward needs. Rows of one length go to cuDNN where `cudnn_takes` says so: on a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from stages.train.slices import Slices
 
 CUDNN_TOKENS, CUDNN_MULTIPLE = 512, 64  # of a row: so that rows of any length do not ask for a plan each
 CUDNN_HEADS = (64, 128)
@@ -24,6 +27,7 @@ class Rows:
         cos: `[tokens, head_dim]`, of the rotary embedding.
         sin: `[tokens, head_dim]`.
         cudnn: whether cuDNN attends.
+        slices: that the ranks have of the tokens, or None where this process has all; cos and sin are of its own slice.
     """
 
     bounds: torch.Tensor
@@ -31,6 +35,7 @@ class Rows:
     cos: torch.Tensor
     sin: torch.Tensor
     cudnn: bool
+    slices: "Slices | None" = None
 
 
 def cudnn_takes(lengths: tuple[int, ...], head_dim: int, device: torch.device) -> bool:

@@ -22,7 +22,9 @@ class Attended:
 
     Attributes:
         out: `[tokens, heads, head_dim]`.
-        qkv: `[tokens, q + 2 kv]`; queries and keys are as projected where the model norms them, else as turned.
+        attended: the same as attention gave it; of slices, all tokens of this rank's heads, as are q, k and v.
+        qkv: `[tokens, q + 2 kv]`; queries and keys are as projected where the model norms them, else as turned. Of slices q, where the
+            model does not norm them.
         q: `[tokens, heads, head_dim]`, turned.
         k: `[tokens, kv_heads, head_dim]`, turned.
         v: `[tokens, kv_heads, head_dim]`.
@@ -31,6 +33,7 @@ class Attended:
     """
 
     out: torch.Tensor
+    attended: torch.Tensor
     qkv: torch.Tensor
     q: torch.Tensor
     k: torch.Tensor
@@ -100,8 +103,13 @@ class Layer:
         ops.rotate(turned, self.turned // self.head_dim, rows.cos, rows.sin)
         views = [source[:, part] for source, part in zip((turned, turned, qkv), self.qkv.rows, strict=True)]
         q, k, v = (view.unflatten(1, (-1, self.head_dim)) for view in views)
-        out, rest = attention.forward(q, k, v, rows, self.scale)
-        return Attended(out, qkv, q, k, v, inverse, rest)
+        slices = rows.slices
+        if slices is not None:
+            q, k, v = slices.to_heads(q, slices.repeated(k), slices.repeated(v))
+            qkv = qkv if self.q_norm is not None else q  # which is then done with
+        attended, rest = attention.forward(q, k, v, rows, self.scale)
+        out = attended if slices is None else slices.to_tokens(attended)[0]
+        return Attended(out, attended, qkv, q, k, v, inverse, rest)
 
     def attend_backward(self, grad: torch.Tensor, attended: Attended, rows: Rows) -> torch.Tensor:
         """The gradient of qkv in a buffer of its group.
@@ -115,8 +123,15 @@ class Layer:
             `[tokens, height + ranks]` of qkv; the last columns are not filled.
         """
         a = attended
-        q, k, v = attention.backward(grad.view_as(a.out), a.q, a.k, a.v, a.out, a.rest, rows, self.scale)
-        wide = self.qkv.room(a.qkv, self.qkv.height)
+        grad = grad.view_as(a.out)
+        slices = rows.slices
+        if slices is None:
+            q, k, v = attention.backward(grad, a.q, a.k, a.v, a.attended, a.rest, rows, self.scale)
+        else:
+            (grad,) = slices.to_heads(grad)
+            q, k, v = slices.to_tokens(*attention.backward(grad, a.q, a.k, a.v, a.attended, a.rest, rows, self.scale))
+            k, v = slices.summed(k), slices.summed(v)
+        wide = self.qkv.room(a.out, self.qkv.height)
         ops.join(q, k, v, rows.cos, rows.sin, wide)
         for norm, part, inverse in zip((self.q_norm, self.k_norm), self.qkv.rows[:2], a.inverse, strict=False):
             ops.rms_norm_backward(wide[:, part], a.qkv[:, part], norm.weight, inverse, wide[:, part], self.count(part))
@@ -240,7 +255,7 @@ class DecoderLayer(torch.autograd.Function):
         if keep:
             out, gate_up, thin = layer.mlp(mid, chunk, True)
             a = attended
-            ctx.save_for_backward(x, mid, gate_up, thin, a.out, a.qkv, a.q, a.k, a.v, *a.inverse, *a.rest)
+            ctx.save_for_backward(x, mid, gate_up, thin, a.out, a.attended, a.qkv, a.q, a.k, a.v, *a.inverse, *a.rest)
             return out
         del attended
         if parked is None:
@@ -265,10 +280,10 @@ class DecoderLayer(torch.autograd.Function):
         if layer.shards is not None:
             layer.shards.need(layer.number, -1)
         if ctx.keep:
-            x, mid, gate_up, thin, out, qkv, q, k, v, *rest = ctx.saved_tensors
+            x, mid, gate_up, thin, out, before, qkv, q, k, v, *rest = ctx.saved_tensors
             norms = 0 if layer.q_norm is None else 2
-            attended = Attended(out, qkv, q, k, v, rest[:norms], rest[norms:])
-            del out, qkv, q, k, v, rest
+            attended = Attended(out, before, qkv, q, k, v, rest[:norms], rest[norms:])
+            del out, before, qkv, q, k, v, rest
         else:
             x = ctx.saved_tensors[0] if ctx.parked is None else ctx.parked.take(layer.number)
             attended = layer.attend(x, rows, layer.qkv.matrix())

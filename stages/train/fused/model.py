@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stages.core.batches import TokenRow, collate, sent
-from stages.core.planner_shape import FUSED
+from stages.core.planner_shape import FUSED, window_of
 from stages.train.fused.attention import Rows, cudnn_takes
 from stages.train.fused.head import Head
 from stages.train.fused.layer import DecoderLayer, Layer
 from stages.train.fused.parked import Parked
 from stages.train.neftune import noise
 from stages.train.shards import Shards
+from stages.train.slices import Slices
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,7 +48,7 @@ def why_not(model: "PeftModel", settings: "Train", longest: int) -> str | None:
         return f"the fused kernels train LoRA inside the decoder layers only, not {min(heads)}"
     if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0.0):
         return f"the fused kernels compute silu without attention dropout, not {config.hidden_act}"
-    window = config.sliding_window if getattr(config, "use_sliding_window", config.model_type == "mistral") else None
+    window = window_of(config.to_dict())
     if window is not None and window < longest:
         return f"the fused kernels attend to all tokens before, and the base only to {window}, fewer than the longest row's {longest}"
     if base.dtype is not torch.bfloat16 and base.device.type == "cuda":
@@ -87,13 +88,15 @@ class FusedModel:
     """A PEFT model on the fast path.
 
     Attributes:
-        layers: how many decoder layers it has.
+        decoder: its layers, as they are computed.
+        layers: how many they are.
         kept: how many of them, the last ones, keep their activations; None keeps all. The others recompute them.
         offload: whether the inputs of recomputed layers wait in host memory.
         mlp_tokens: tokens that an MLP takes at a time.
         neftune: NEFTune's alpha (arXiv 2310.05914), or None.
     """
 
+    decoder: list[Layer]
     layers: int
     kept: int
     offload: bool
@@ -112,42 +115,54 @@ class FusedModel:
         """
         base: Any = model.get_base_model()
         self._base = base
-        self._decoder = [Layer(module, number, base.dtype, shards) for number, module in enumerate(base.model.layers)]
-        self.layers = len(self._decoder)
+        self.decoder = [Layer(module, number, base.dtype, shards) for number, module in enumerate(base.model.layers)]
+        self.layers = len(self.decoder)
         self.kept = self.layers if kept is None else kept
         self.offload = offload
         self.mlp_tokens = mlp_tokens
         self.neftune = None
         self._parked = Parked()
 
-    def summed_loss(self, rows: Sequence[TokenRow]) -> torch.Tensor:
+    def summed_loss(self, rows: Sequence[TokenRow], slices: Slices | None = None) -> torch.Tensor:
         """The cross-entropy summed over the targets of one micro-batch.
 
         Args:
             rows: the micro-batch; they are laid end to end.
+            slices: where the ranks have one each, and the loss is of this one's targets; None computes all.
 
         Returns:
             A scalar in nats, float32 at least; without torch.no_grad its backward gives the gradients of the adapter.
         """
         device = self._base.device
         batch = collate(rows, "pack", 0)
-        assert batch.position_ids is not None
         lengths = tuple(len(row.input_ids) for row in rows)
+        part = batch
+        if slices is not None:
+            slices.lay(lengths, True)
+            part = slices.part(batch)
+        grad = torch.is_grad_enabled()
         with torch.no_grad():
             x = self._base.get_input_embeddings()(sent(batch.input_ids, device))[0]
-            cos, sin = self._base.model.rotary_emb(x[None], sent(batch.position_ids, device))
-        bounds = sent(torch.tensor([0, *lengths]).cumsum(0).int(), device)
-        cudnn = cudnn_takes(lengths, cos.shape[-1], bounds.device)
-        place = Rows(bounds, lengths, cos[0].contiguous(), sin[0].contiguous(), cudnn)
-        grad = torch.is_grad_enabled()
         if grad and self.neftune is not None:
             pieces = zip(rows, x.split(lengths), strict=True)
             x = torch.cat([piece + noise(row, self.neftune, piece) for row, piece in pieces])
+        if slices is not None:
+            # the first layer's gradient is wanted too, so that every layer exchanges alike
+            x = slices.own(x).requires_grad_(grad)
+            lengths = slices.lengths or lengths
+        assert part.position_ids is not None
+        with torch.no_grad():
+            cos, sin = self._base.model.rotary_emb(x[None], sent(part.position_ids, device))
+        bounds = sent(torch.tensor([0, *lengths]).cumsum(0).int(), device)
+        cudnn = cudnn_takes(lengths, cos.shape[-1], bounds.device)
+        place = Rows(bounds, lengths, cos[0].contiguous(), sin[0].contiguous(), cudnn, slices)
         self._parked.forget()
-        for layer in self._decoder:
+        for layer in self.decoder:
             keep = grad and layer.number >= self.layers - self.kept
             parked = self._parked if grad and self.offload and not keep else None
             x = DecoderLayer.apply(x, layer, place, keep, self.mlp_tokens, parked, *layer.parameters)
-        if len(batch.columns) < len(x):
-            x = x[sent(batch.columns, device)]
-        return Head.apply(x, self._base.model.norm, self._base.get_output_embeddings().weight, sent(batch.targets[0], device), grad)
+        if len(part.columns) < len(x):
+            x = x[sent(part.columns, device)]
+        if not len(x):  # a slice without a target, of whose tokens others are predicted
+            return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+        return Head.apply(x, self._base.model.norm, self._base.get_output_embeddings().weight, sent(part.targets[0], device), grad)
