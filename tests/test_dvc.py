@@ -169,7 +169,7 @@ def test_an_experiment_with_another_learning_rate_reruns_training_and_what_follo
     assert {row["rev"][:4] for row in everything} == {"work", lab.run("git", "rev-parse", "HEAD")[:4]}
 
     # back to the parameters of before: nothing is trained again
-    lab.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 5.0e-4")
+    lab.edit("params.yaml", "learning_rate: 0.05", "learning_rate: 1.0e-3")
     said = lab.run("dvc", "repro")
     assert ran(said) == ["card"]  # its outs are in git and name the commit: nothing to restore, two seconds to write
     assert sorted(restored(said)) == sorted(name for name in AFTER_TRAINING if name != "card")

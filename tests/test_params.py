@@ -43,7 +43,7 @@ MISTAKES = {
     "unknown section": ("\ncompare:", "\ncompere:", ["compere is not a parameter", "did you mean compare?"]),
     "missing key": ("  rank: 16\n", "", ["train.rank is missing", "no defaults"]),
     "number as text": (
-        "learning_rate: 5.0e-4",
+        "learning_rate: 1.0e-3",
         "learning_rate: '1e-4'",
         ["train.learning_rate is the text '1e-4'", "without quotes", "0.0001"],
     ),
@@ -128,7 +128,7 @@ def test_a_missing_file_and_one_that_is_no_utf8_are_told(tmp_path: Path) -> None
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(COMMITTED.replace("learning_rate: 5.0e-4", "learning_rate: 1e-4"), encoding="utf-8")
+    path.write_text(COMMITTED.replace("learning_rate: 1.0e-3", "learning_rate: 1e-4"), encoding="utf-8")
     assert load_params(path).train.learning_rate == 1e-4
 
 

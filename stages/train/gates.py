@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from stages.train.sft import Training
 
-PACKING_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats a target
-GRADIENT_TOLERANCE = {"float32": 1e-2, "bfloat16": 2e-1}  # of each LoRA matrix: norm of the difference over the norm
+PACKING_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats a target, or of the loss where that is more: bfloat16 rounds large logits
+GRADIENT_TOLERANCE = {"float32": 1e-2, "bfloat16": 3e-1}  # of each LoRA matrix: norm of the difference over the norm
 PROBE_TOKENS = 256  # of a row are enough to compare two ways to compute
 PROBE_B = 0.02  # standard deviation of LoRA's B in the comparison: at its initial zero LoRA's A would have no gradient
 
@@ -101,10 +101,10 @@ def check_packing(training: "Training") -> None:
     with torch.no_grad():
         packed = training.plain.summed_loss(pair, "pack").item()
         alone = sum(training.plain.summed_loss([row], "bucket").item() for row in pair)
-    difference = abs(packed - alone) / sum(row.targets for row in pair)
+    difference = abs(packed - alone) / max(alone, sum(row.targets for row in pair))
     if difference > PACKING_TOLERANCE[_name(training.plain.dtype)]:
         raise UserError(
-            f"train.batching is pack, but the base does not keep packed rows apart (their loss is {difference:.2g} nats a token off); "
+            f"train.batching is pack, but the base does not keep packed rows apart (their loss is off by {difference:.2g} of itself); "
             f"set train.batching: bucket"
         )
 
@@ -116,7 +116,8 @@ def check_kernels(training: "Training") -> dict[str, float]:
         training: on the fused path, before its first step, or where it goes on.
 
     Returns:
-        The difference of the losses in nats a target, and the largest of the differences of a LoRA matrix's gradient over its norm.
+        `loss`: the difference of the losses in nats a target, or over the loss where that is above a nat a target; `gradient`: the
+        largest of the differences of a LoRA matrix's gradient over its norm.
 
     Raises:
         UserError: they do.
@@ -130,17 +131,17 @@ def check_kernels(training: "Training") -> dict[str, float]:
         fused, one = _loss_and_gradients(training, training.fused.summed_loss(pair))
         loss, two = _loss_and_gradients(training, sum(training.plain.summed_loss([row], "bucket") for row in pair))
     norms = {name: float(tensor.norm()) for name, tensor in two.items()}
-    # a matrix whose gradient is next to nothing has only rounding in it
-    least = 1e-3 * max(norms.values())
+    # rounding comes from the large gradients, so it is all that a matrix with next to none has
+    least = 5e-2 * max(norms.values())
     found = {
-        "loss": abs(fused - loss) / sum(row.targets for row in pair),
+        "loss": abs(fused - loss) / max(loss, sum(row.targets for row in pair)),
         "gradient": max(float((one[name] - tensor).norm()) / max(norms[name], least) for name, tensor in two.items()),
     }
     dtype = _name(training.plain.dtype)
     # written so that a NaN is a difference
     if not (found["loss"] <= PACKING_TOLERANCE[dtype] and found["gradient"] <= GRADIENT_TOLERANCE[dtype]):
         raise UserError(
-            f"the fused kernels and the plain path differ on this base (by {found['loss']:.2g} nats a token, and a LoRA gradient by "
+            f"the fused kernels and the plain path differ on this base (by {found['loss']:.2g} of the loss, and a LoRA gradient by "
             f"{found['gradient']:.2g} of its size); set train.kernels: plain"
         )
     return found
