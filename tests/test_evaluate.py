@@ -76,6 +76,20 @@ def test_greedy_answers_after_a_shared_prefix_are_those_of_plain_lm_eval(tiny_mo
     assert engine.generate_until(asked) == plain.generate_until(asked)
 
 
+def test_attention_one_row_at_a_time_gives_what_attention_over_the_whole_pass_gives(tiny_model: tuple[Any, Any]) -> None:
+    rng = random.Random(5)
+    asked = requests("loglikelihood", [(words(rng, 3 + n), choice) for n in range(9) for choice in (" copy", " copy terms", " a fee")])
+    opened = requests(
+        "generate_until", [(f"sort {words(rng, rng.randint(1, 40))}", {"until": ["\n"], "max_gen_toks": 6}) for _ in range(11)]
+    )
+    engine, _ = engine_and_plain(tiny_model, rendered=True)
+    scored, written = engine.loglikelihood(asked), engine.generate_until(opened)
+    assert engine.by_row
+    engine.by_row = False  # as on a GPU
+    assert [score for score, _ in engine.loglikelihood(asked)] == pytest.approx([score for score, _ in scored], abs=1e-5)
+    assert engine.generate_until(opened) == written
+
+
 def test_one_prompt_alone_or_equal_prompts_can_be_answered(tiny_model: tuple[Any, Any]) -> None:
     settings = {"until": ["\n"], "max_gen_toks": 3}
     engine, _ = engine_and_plain(tiny_model, rendered=True)

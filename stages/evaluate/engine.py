@@ -2,72 +2,28 @@
 
 In: lm-eval's requests. Out: what `HFLM` returns for them. Rows lie end to end in one sequence, so that nothing is padding; an attention
 mask keeps them apart and lets the choices of a question share its context, and all prompts their common beginning. A prompt that is
-answered in the model's own words and by its likeliest label is read once for both. The output layer, a fifth of a small model's work, sees
-only the positions that are scored.
+answered in the model's own words and by its likeliest label is read once for both, and an answer that goes along a label is known then.
+Answers are continued together, however many passes their prompts took. The output layer, a fifth of a small model's work, sees only the
+positions that are scored.
 """
 
 import contextlib
 import copy
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from transformers import DynamicCache
 
 from stages.core.progress import progress
+from stages.evaluate.pack import ALL, BY_ROW, Ids, Pack
 
 PACK = 1024  # tokens of one pass at most, but for a longer row: attention's work grows with the square
-ALL = -1  # the group or branch of tokens that every group or branch sees
-
-Ids = list[int]
-
-
-@dataclass
-class Pack:
-    """Tokens that lie in one sequence: a token sees those before it in its own group, in its own branch and in what `ALL` see."""
-
-    ids: Ids = field(default_factory=list)
-    position: list[int] = field(default_factory=list)
-    group: list[int] = field(default_factory=list)
-    branch: list[int] = field(default_factory=list)
-
-    def add(self, ids: Ids, start: int, group: int, branch: int = ALL) -> int:
-        """Appends tokens.
-
-        Args:
-            ids: the tokens.
-            start: the position of the first in its own row.
-            group: the row or question they belong to.
-            branch: the choice they belong to.
-
-        Returns:
-            The index of the first.
-        """
-        first = len(self.ids)
-        self.ids += ids
-        self.position += range(start, start + len(ids))
-        self.group += [group] * len(ids)
-        self.branch += [branch] * len(ids)
-        return first
-
-    def cut(self, length: int) -> None:
-        """Forgets all tokens but the first `length`."""
-        for values in (self.ids, self.position, self.group, self.branch):
-            del values[length:]
-
-    def mask(self, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """[1, 1, new, all] additive mask of the last `new` tokens over all: 0 where a token sees another, the lowest number elsewhere."""
-        position, group, branch = (torch.tensor(values, device=device) for values in (self.position, self.group, self.branch))
-        seen = position <= position[-new:, None]
-        for owner in (group, branch):
-            seen &= (owner == owner[-new:, None]) | (owner == ALL)
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)[None, None]
+HELD = 8 * PACK  # tokens whose keys and values wait for their answers' end, and one pass more: 2 GiB of an 8B model with 8 key heads
 
 
 @dataclass(frozen=True)
@@ -122,6 +78,9 @@ class Engine(HFLM):
         config = self.model.config
         self.packs = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         self.packs &= getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")
+        self.by_row = self.packs and self.device.type == "cpu"
+        if self.by_row:
+            self.model.set_attn_implementation(BY_ROW)
 
     def shown(self, batches: list[Any]) -> Iterator[Any]:
         """Passes batches on with the stage's progress bar, on the terminal that lm-eval's own bars are kept from."""
@@ -163,23 +122,23 @@ class Engine(HFLM):
             return answers
         groups = grouped(requests, unknown, self.max_length)
         shared = min(common_prefix([g.shared for g in groups]), min(g.context for g in groups) - 1)
-        beginning, cache = self._begin(groups[0].shared[:shared])
+        beginning = self._begin(groups[0].shared[:shared])
         for batch in self.shown(
             batches(groups, [len(g.targets) for g in groups], [g.tokens - shared for g in groups], int(self.batch_size))
         ):
-            self._score(batch, copy.deepcopy(beginning), copy.deepcopy(cache), answers)
+            self._score(batch, copy.deepcopy(beginning), answers)
         return answers
 
-    def _begin(self, shared: Ids) -> tuple[Pack, DynamicCache]:
+    def _begin(self, shared: Ids) -> Pack:
         """Runs the tokens that all prompts begin with, so that each batch can go on after them."""
-        beginning, cache = Pack(), DynamicCache()
+        beginning = Pack()
         if shared:
             beginning.add(shared, 0, ALL)
-            self._forward(beginning, len(shared), cache, [0])
-        return beginning, cache
+            self._forward(beginning, len(shared), [0])
+        return beginning
 
-    def _score(self, groups: list[Group], pack: Pack, cache: DynamicCache, answers: list[tuple[float, bool]]) -> None:
-        """Runs some groups in one pass, after the tokens of `pack` and `cache`, and writes each request's answer."""
+    def _score(self, groups: list[Group], pack: Pack, answers: list[tuple[float, bool]]) -> None:
+        """Runs some groups in one pass, after the tokens of `pack`, and writes each request's answer."""
         before = len(pack.ids)
         asked: list[tuple[int, list[int], Ids]] = []
         for number, group in enumerate(groups):
@@ -190,30 +149,31 @@ class Engine(HFLM):
                 asked.append((place, inputs[group.context - 1 - before :], target))
         wanted = sorted({index for _, inputs, _ in asked for index in inputs})
         row = {index: number for number, index in enumerate(wanted)}
-        logits = self._forward(pack, len(pack.ids) - before, cache, [index - before for index in wanted]).float()
+        logits = self._forward(pack, len(pack.ids) - before, [index - before for index in wanted]).float()
         found = likelihoods(logits, [([row[index] for index in inputs], target) for _, inputs, target in asked])
         for (place, _, _), answer in zip(asked, found, strict=True):
             answers[place] = answer
 
-    def _forward(self, pack: Pack, new: int, cache: DynamicCache | None, wanted: list[int]) -> torch.Tensor:
-        """Runs the last `new` tokens of a pack, the others being in the cache.
+    def _forward(self, pack: Pack, new: int, wanted: list[int]) -> torch.Tensor:
+        """Runs the last `new` tokens of a pack, the others being in its cache, to which the new are added.
 
         Args:
             pack: all tokens so far.
-            new: how many of them, at the end, are not in the cache.
-            cache: keys and values of the tokens before; the new ones are added to it.
+            new: how many of them, at the end, have not been read.
             wanted: which of the new tokens' next-token logits to compute, counted among the new.
 
         Returns:
             [wanted, vocabulary] logits.
         """
+        mask = pack.mask(new, self.model.dtype, self.device)
         output = self.model(
             input_ids=torch.tensor([pack.ids[-new:]], device=self.device),
-            attention_mask=pack.mask(new, self.model.dtype, self.device),
+            attention_mask=mask,
             position_ids=torch.tensor([pack.position[-new:]], device=self.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
+            past_key_values=pack.cache,
+            use_cache=True,
             logits_to_keep=torch.tensor(wanted, device=self.device),
+            **({"stretches": pack.stretches(new, mask)} if self.by_row else {}),
         )
         return output.logits[0]
 
@@ -240,18 +200,36 @@ class Engine(HFLM):
         stops = handle_stop_sequences(settings["until"], self.tok_decode([self.eot_token_id], skip_special_tokens=False))
         prompts = [self.tok_encode(request.args[0])[-(self.max_length - limit) :] for request in requests]
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        beginning, cache = self._begin(prompts[0][:shared])
-        answers: list[str] = []
         rests = [prompt[shared:] for prompt in prompts]
+        answers: list[Ids] = [[] for _ in prompts]
+
+        def ended(ids: Ids) -> bool:
+            return ids[-1] in self.ends or any(stop in self.tok_decode(ids) for stop in stops)
+
+        def is_open(row: int) -> bool:
+            return not answers[row] or (len(answers[row]) < limit and not ended(answers[row]))
+
+        beginning = self._begin(prompts[0][:shared])
+        waiting, held = set[int](), copy.deepcopy(beginning)
         beside = sum(len(choice) - 1 for choice in self.choices)
-        for batch in self.shown(batches(rests, [1] * len(rests), [len(rest) + beside for rest in rests], int(self.batch_size))):
-            for ids in self._continue(batch, copy.deepcopy(beginning), copy.deepcopy(cache), stops, limit):
-                prompt, text = requests[len(answers)].args[0], self.tok_decode(ids)
-                self.written[prompt] = len(ids)
-                if len(ids) == limit and ids[-1] not in self.ends and not any(stop in text for stop in stops):
-                    self.cut.add(prompt)
-                answers.append(postprocess_generated_text(text, stops, None))
-        return answers
+        places = list(range(len(rests)))
+        for batch in self.shown(batches(places, [1] * len(rests), [len(rest) + beside for rest in rests], int(self.batch_size))):
+            pack = copy.deepcopy(beginning)
+            for row, known in self._read({row: rests[row] for row in batch}, pack).items():
+                while is_open(row) and tuple(answers[row]) in known:
+                    answers[row].append(known[tuple(answers[row])])
+            undecided = set(filter(is_open, batch))
+            if len(waiting | undecided) > int(self.batch_size) or len(held.ids) > HELD:
+                self._continue(answers, held, waiting, is_open)
+                waiting, held = set(), copy.deepcopy(beginning)
+            held.take(pack, undecided)
+            waiting |= undecided
+        self._continue(answers, held, waiting, is_open)
+        for request, ids in zip(requests, answers, strict=True):
+            self.written[request.args[0]] = len(ids)
+            if not ended(ids):
+                self.cut.add(request.args[0])
+        return [postprocess_generated_text(self.tok_decode(ids), stops, None) for ids in answers]
 
     def tokens_of(self, arguments: Sequence[tuple[Any, ...]], answer: str | None) -> tuple[int, int]:
         """What one item costs: the tokens of its prompt, and the new ones, generated or scored, of all its choices together.
@@ -270,47 +248,50 @@ class Engine(HFLM):
         pairs = [self._encode_pair(context, continuation) for context, continuation, *_ in arguments]
         return len(pairs[0][0]), sum(len(continuation) for _, continuation in pairs)
 
-    def _continue(self, rests: list[Ids], pack: Pack, cache: DynamicCache, stops: list[str], limit: int) -> list[Ids]:
-        """Greedy tokens after prompts of which `pack` and `cache` hold the common beginning."""
-        before = len(pack.ids)
-        for row, rest in enumerate(rests):
-            pack.add(rest, before, row)
-        ends = [end - 1 for end in accumulate(map(len, rests))]
-        best = self._read(rests, pack, cache, ends).argmax(dim=-1).tolist()
-        written: list[Ids] = [[token] for token in best]
-        for step in range(1, limit):
-            open_rows = [
-                row
-                for row, ids in enumerate(written)
-                if len(ids) == step and ids[-1] not in self.ends and not any(stop in self.tok_decode(ids) for stop in stops)
-            ]
-            if not open_rows:
-                break
+    def _continue(self, answers: list[Ids], pack: Pack, rows: set[int], is_open: Callable[[int], bool]) -> None:
+        """Writes the answers of some rows to their ends, in place; `pack` holds their prompts, and no token of the answers yet."""
+        start = {row: position + 1 for row, position in zip(pack.group, pack.position, strict=True)}  # a row's last position counts
+        read = dict.fromkeys(sorted(rows), 0)
+        while open_rows := [row for row in read if is_open(row)]:
+            before = len(pack.ids)
+            wanted = []
             for row in open_rows:
-                pack.add(written[row][-1:], before + len(rests[row]) + step - 1, row)
-            best = self._forward(pack, len(open_rows), cache, list(range(len(open_rows)))).argmax(dim=-1).tolist()
+                pack.add(answers[row][read[row] :], start[row] + read[row], row)
+                read[row] = len(answers[row])
+                wanted.append(len(pack.ids) - 1 - before)
+            best = self._forward(pack, len(pack.ids) - before, wanted).argmax(dim=-1).tolist()
             for row, token in zip(open_rows, best, strict=True):
-                written[row].append(token)
-        return written
+                answers[row].append(token)
 
-    def _read(self, rests: list[Ids], pack: Pack, cache: DynamicCache, ends: list[int]) -> torch.Tensor:
-        """[rests, vocabulary] logits after each prompt, `rests` ending `pack`; the choices are scored after them and forgotten."""
-        length = len(pack.ids)
-        before = length - sum(map(len, rests))
-        wanted = list(ends)
-        asked: list[tuple[list[int], Ids]] = []  # rows of the logits, and the tokens that they predict
-        for row, rest in enumerate(rests):
+    def _read(self, rests: dict[int, Ids], pack: Pack) -> dict[int, dict[tuple[int, ...], int]]:
+        """Runs prompts, each with the choices after it, which are scored.
+
+        Args:
+            rests: by row, what of its prompt comes after the tokens of `pack`.
+            pack: what all prompts begin with; gets the others.
+
+        Returns:
+            By row the likeliest next token after nothing, and after every beginning of a choice.
+        """
+        before = len(pack.ids)
+        wanted: list[int] = []
+        asked: list[tuple[int, list[int], Ids]] = []  # row, rows of the logits, and the tokens that they predict
+        ends = {}
+        for row, rest in rests.items():
+            ends[row] = len(wanted)
+            wanted.append(pack.add(rest, before, row) + len(rest) - 1 - before)
             for branch, choice in enumerate(self.choices):
-                after = pack.add(choice[:-1], before + len(rest), row, branch) - before
-                asked.append(([row, *range(len(wanted), len(wanted) + len(choice) - 1)], choice))
-                wanted += range(after, after + len(choice) - 1)
-        logits = self._forward(pack, len(pack.ids) - before, cache, wanted)
-        keys = [((*pack.ids[:before], *rest), tuple(choice)) for rest in rests for choice in self.choices]
-        self.scored.update(zip(keys, likelihoods(logits.float(), asked), strict=True))
-        if len(pack.ids) > length:
-            cache.crop(length - len(pack.ids))
-            pack.cut(length)
-        return logits[: len(rests)]
+                first = pack.add(choice[:-1], before + len(rest), row, branch) - before
+                asked.append((row, [ends[row], *range(len(wanted), len(wanted) + len(choice) - 1)], choice))
+                wanted += range(first, first + len(choice) - 1)
+        logits = self._forward(pack, len(pack.ids) - before, wanted).float()
+        keys = [((*pack.ids[:before], *rests[row]), tuple(choice)) for row, _, choice in asked]
+        self.scored.update(zip(keys, likelihoods(logits, [(places, choice) for _, places, choice in asked]), strict=True))
+        best = logits.argmax(dim=-1).tolist()
+        known: dict[int, dict[tuple[int, ...], int]] = {row: {(): best[end]} for row, end in ends.items()}
+        for row, places, choice in asked:
+            known[row] |= {tuple(choice[:count]): best[place] for count, place in enumerate(places)}
+        return known
 
 
 def likelihoods(logits: torch.Tensor, asked: list[tuple[list[int], Ids]]) -> list[tuple[float, bool]]:
