@@ -258,3 +258,35 @@ def test_outside_a_repository_and_in_a_shallow_clone_it_says_what_to_do(
     git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{root}", "shallow")
     (tmp_path / "other.bin").write_bytes(b"x")
     assert "this clone is shallow" in origin(tmp_path / "shallow", tmp_path / "other.bin").stderr
+
+
+def problems(root: Path, name: str, place: float = 0.5) -> list[str]:
+    """What verify prints after one byte of a file in the repository was changed; the file is put back."""
+    path = root / name
+    good = path.read_bytes()
+    flip(path, place)
+    try:
+        done = luthier(root, "verify")
+    finally:
+        path.write_bytes(good)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stdout.splitlines()
+
+
+def test_verify_names_the_changed_file_of_a_folder_once_with_the_stages_that_name_it(root: Path) -> None:
+    said = problems(root, ADAPTER)
+    (named,) = [line for line in said if line.startswith("does not hold: models/adapter has md5")]
+    assert "in it adapter_model.safetensors (named by train, " in named
+    assert len(said) == 3  # by dvc.lock, by provenance.json, by the statement
+
+
+@pytest.mark.parametrize("name", ["reports/card/provenance.json", "data/split/train.parquet"])
+def test_a_record_or_table_that_cannot_be_read_any_more_is_named_too(root: Path, name: str) -> None:
+    said = problems(root, name, 0.9 if name.endswith("json") else 0.9999)
+    assert any(line.startswith(f"does not hold: {name} has md5") for line in said)
+
+
+def test_the_bill_of_materials_is_held_like_all_that_ships(root: Path, released: Path) -> None:
+    flip(released / "reports/card/bom.cdx.json")
+    assert wrong(released, root / "luthier.pub")[0].startswith(f"{released}/reports/card/bom.cdx.json is ")

@@ -176,8 +176,8 @@ def test_a_changed_digest_parameter_or_command_does_not_hold(intact: Path) -> No
     for name, old, new, told in [
         ("dvc.lock", "md5: ", "md5: 0", "md5"),
         ("dvc.lock", "size: ", "size: 1", "size"),
-        ("dvc.lock", "rank: 4", "rank: 8", "train: train of params.yaml"),
-        ("params.yaml", "rank: 4", "rank: 8", "train: train of params.yaml"),
+        ("dvc.lock", "rank: 4", "rank: 8", "params.yaml: train.rank is 4, dvc.lock has 8 (named by "),
+        ("params.yaml", "rank: 4", "rank: 8", "params.yaml: train.rank is 8, dvc.lock has 4 (named by "),
         ("dvc.yaml", "cmd: python -m stages.clean", "cmd: python -O -m stages.clean", "clean: dvc.yaml runs"),
         ("versions.yaml", "\nftfy: ", "\nftfy: 9", "versions.yaml"),
     ]:

@@ -75,7 +75,7 @@ def release_checks(commit: str, key: Path) -> Iterator[str]:
         if stated is not None:
             try:
                 derived = statement()
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, UserError) as error:
                 yield f"{found.tag}: the statement could not be derived again ({error})"
                 continue
             yield from (f"{found.tag}: {line}" if line else "" for line in differences(stated, derived))

@@ -113,7 +113,7 @@ def dependencies(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def told(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What a statement says of the model's origin, in words: name and value of each fact."""
     named, card = dependencies(found), found["predicate"]["buildDefinition"]["externalParameters"]["card"]
-    if card["repository"] is not None:
+    if card.get("repository") is not None:
         yield "repository", card["repository"]
     yield "commit", commit_of(found)
     yield "base", f"{named['base']['uri']}, licence {named['base']['annotations']['license'] or 'not stated'}"
@@ -128,9 +128,20 @@ def told(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def differences(stated: dict[str, Any], derived: dict[str, Any]) -> Iterator[str]:
-    """Each value of a statement against the one derived again: "" where they are the same, else what differs."""
+    """Each value of a statement against the one derived again, and each shipped file that it does not name.
+
+    Other values that are derived and not stated are passed over, so that releases outlive a statement that learns to say more.
+
+    Args:
+        stated: what was signed.
+        derived: the same from what lies here.
+
+    Yields:
+        "" where they are the same, else what differs.
+    """
     one, other = (dict(_leaves(_by_name(found))) for found in (stated, derived))
-    for name in sorted(one.keys() | other.keys()):
+    unnamed = subjects(derived).keys() - subjects(stated).keys()
+    for name in sorted(one.keys() | unnamed):
         ours, theirs = one.get(name, "nothing"), other.get(name, "nothing")
         yield "" if ours == theirs else f"the statement says {ours} of {name}, and it is {theirs}"
 

@@ -25,6 +25,9 @@ from stages.core.row_sets import row_set_facts
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+    from dvc_data.hashfile.obj import HashFile
+
+NAMED = 3  # stages or files that a sentence names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +129,8 @@ def _pipeline_checks(repo: "Repo", complete: bool) -> Iterator[str]:
 
     locked = history.read_lock(None).stages
     stages = {stage.addressing: stage for stage in repo.index.stages if stage.addressing in locked or not stage.is_data_source}
-    hashes: dict[str, dict[str, Any]] = {}
+    found: dict[str, tuple[dict[str, Any], HashFile | None]] = {}
+    differing: dict[str, list[str]] = {}  # one sentence a path, whichever stages name it
     yield from (f"{name} stands in dvc.lock and not in dvc.yaml" for name in locked.keys() - stages.keys())
     for name, stage in stages.items():
         entry = locked.get(name)
@@ -144,30 +148,66 @@ def _pipeline_checks(repo: "Repo", complete: bool) -> Iterator[str]:
                 if path not in recorded:
                     yield f"{name}: {path} is one of the {kind} in dvc.yaml only"
                 elif complete or Path(path).exists():
-                    hashes[path] = hashes.get(path) or _hash(repo, path)
-                    yield _compare(f"{name}: {path}", recorded[path], hashes[path])
+                    found[path] = found.get(path) or _hash(repo, path)
+                    if problem := _compare(repo, path, recorded[path], *found[path]):
+                        differing.setdefault(problem, []).append(name)
+                    else:
+                        yield ""
         for dep in params:
             recorded = entry.get("params", {}).get(dep.def_path, {})
             values = dep.read_params()
             for key in sorted(set(dep.params) | set(recorded)):
-                same = key in values and key in recorded and values[key] == recorded[key]
-                yield "" if same else f"{name}: {key} of {dep.def_path} is {values.get(key)}, dvc.lock has {recorded.get(key)}"
+                if key in values and key in recorded and values[key] == recorded[key]:
+                    yield ""
+                for problem in _unlike(f"{dep.def_path}: {key}", values.get(key), recorded.get(key)):
+                    differing.setdefault(problem, []).append(name)
+    for problem, names in differing.items():
+        yield f"{problem} (named by {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more stages' if len(names) > NAMED else ''})"
 
 
-def _hash(repo: "Repo", path: str) -> dict[str, Any]:
-    """A file's or folder's digest, size and number of files as dvc.lock spells them, from the bytes; {} where it is missing."""
+def _unlike(key: str, found: Any, recorded: Any) -> Iterator[str]:
+    """The values of a parameter, or of a section of them, that are not the recorded ones."""
+    if isinstance(found, dict) and isinstance(recorded, dict):
+        for part in sorted(found.keys() | recorded.keys()):
+            yield from _unlike(f"{key}.{part}", found.get(part), recorded.get(part))
+    elif found != recorded:
+        yield f"{key} is {found}, dvc.lock has {recorded}"
+
+
+def _hash(repo: "Repo", path: str) -> "tuple[dict[str, Any], HashFile | None]":
+    """Digest, size and number of files as dvc.lock spells them, from the bytes, and DVC's object; {} and None where the path is missing."""
     if not Path(path).exists():
-        return {}
+        return {}, None
     meta, found = rehash(repo, path)
-    return {"md5": found.hash_info.value, **{key: value for key, value in meta.to_dict().items() if key in ("size", "nfiles")}}
+    return {"md5": found.hash_info.value, **{key: value for key, value in meta.to_dict().items() if key in ("size", "nfiles")}}, found
 
 
-def _compare(what: str, recorded: dict[str, Any], found: dict[str, Any]) -> str:
-    """ "" if digest, size and number of files are the recorded ones, else what differs."""
-    if not found:
-        return f"{what} is missing"
-    differing = [f"{key} {found[key]}, dvc.lock has {recorded.get(key)}" for key in found if found[key] != recorded.get(key)]
-    return f"{what} has {'; '.join(differing)}" if differing else ""
+def _compare(repo: "Repo", path: str, recorded: dict[str, Any], facts: dict[str, Any], found: "HashFile | None") -> str:
+    """ "" if digest, size and number of files are the recorded ones, else what differs, of a folder by the names of its files."""
+    if not facts:
+        return f"{path} is missing"
+    differing = [f"{key} {facts[key]}, dvc.lock has {recorded.get(key)}" for key in facts if facts[key] != recorded.get(key)]
+    if not differing:
+        return ""
+    names = _differing_files(repo, recorded["md5"], found)
+    inside = f"; in it {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}" if names else ""
+    return f"{path} has {'; '.join(differing)}{inside}"
+
+
+def _differing_files(repo: "Repo", recorded: str, found: "HashFile | None") -> list[str]:
+    """The files of a folder that are others than recorded, missing or added; none where the cache has no list of the recorded ones."""
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.errors import ObjectFormatError
+
+    if not isinstance(found, Tree):
+        return []
+    try:
+        listed = Tree.load(repo.cache.local, HashInfo("md5", recorded))
+    except (OSError, ObjectFormatError):
+        return []
+    before, after = ({"/".join(key): entry.value for key, (_, entry) in tree.iteritems()} for tree in (listed, found))
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def _base_checks() -> Iterator[str]:
@@ -197,10 +237,18 @@ def _provenance_checks() -> Iterator[str]:
     """What the card's provenance says of digests is what lies here."""
     if not paths.PROVENANCE.is_file():
         return
-    provenance = json.loads(paths.PROVENANCE.read_text(encoding="utf-8"))
-    for path, digest in provenance["files"].items():
+    try:
+        provenance = json.loads(paths.PROVENANCE.read_text(encoding="utf-8"))
+        files, row_sets = provenance["files"], provenance.get("row_sets", {})  # older cards have none
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield f"{paths.PROVENANCE} is no record as card writes it: it was damaged or changed"
+        return
+    changed = set()
+    for path, digest in files.items():
         found = sha256_file(Path(path)) if Path(path).is_file() else "missing"
+        changed |= {path} if found != digest else set()
         yield "" if found == digest else f"{path} is {found}, {paths.PROVENANCE} has {digest}"
-    for path, stated in provenance.get("row_sets", {}).items():  # older cards have none
-        rows = row_set_facts(Path(path))
-        yield "" if rows == stated else f"the rows of {path} are {rows}, {paths.PROVENANCE} has {stated}"
+    for path, stated in row_sets.items():
+        if path not in changed:  # which may be no table any more, and is named above
+            rows = row_set_facts(Path(path))
+            yield "" if rows == stated else f"the rows of {path} are {rows}, {paths.PROVENANCE} has {stated}"
