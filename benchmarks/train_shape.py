@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,33 +55,47 @@ def main() -> None:
     base = make_shape(args.shape)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        for name in ("dvc.yaml", "params.yaml", "versions.yaml", "stages"):
-            source = tiny.ROOT / name
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, root / name)
         yaml = YAML(typ="safe", pure=True)
         changes = {key.replace(".", "__"): yaml.load(value) for key, value in (item.split("=", 1) for item in args.params)}
-        tiny.edit_params(
-            root,
-            model__source="folder",
-            model__folder__path=str(base),
-            tokenize__max_tokens=args.tokens,
-            train__max_steps=args.steps,
-            train__effective_batch=args.rows_per_pass,
-            train__micro_batch_tokens=args.rows_per_pass * args.tokens,
-            train__eval_every=10_000,
-            runtime__save_every=10_000,
-            **changes,
-        )
-        write_rows(root, base, args.rows_per_pass * args.steps, args.tokens)
-        environment = {**os.environ, "DVC_ROOT": str(root)}
-        for stage in ("stages.fetch_model", "stages.train"):
-            subprocess.run([sys.executable, "-m", stage], cwd=root, env=environment, check=True)
+        train(root, base, args.tokens, args.rows_per_pass, args.steps, changes)
         machine = json.loads((root / "reports/train_machine.json").read_text(encoding="utf-8"))["details"][0]
         print(
             json.dumps(
                 {"shape": args.shape, "tokens": args.tokens, "rows": args.rows_per_pass, "params": args.params, **machine}, sort_keys=True
             )
         )
+
+
+def train(root: Path, base: Path, tokens: int, rows_per_pass: int, steps: int, changes: dict[str, Any]) -> None:
+    """Trains on random rows in a workspace made in an empty folder.
+
+    Args:
+        root: the folder.
+        base: of `make_shape`.
+        tokens: of each row.
+        rows_per_pass: rows of a step.
+        steps: how many.
+        changes: to params.yaml, as `tests.tiny.edit_params` takes them.
+    """
+    for name in ("dvc.yaml", "params.yaml", "versions.yaml", "stages"):
+        source = tiny.ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, root / name)
+    tiny.edit_params(
+        root,
+        model__source="folder",
+        model__folder__path=str(base),
+        tokenize__max_tokens=tokens,
+        train__max_steps=steps,
+        train__effective_batch=rows_per_pass,
+        train__micro_batch_tokens=rows_per_pass * tokens,
+        train__eval_every=10_000,
+        runtime__save_every=10_000,
+        **changes,
+    )
+    write_rows(root, base, rows_per_pass * steps, tokens)
+    environment = {**os.environ, "DVC_ROOT": str(root)}
+    for stage in ("stages.fetch_model", "stages.train"):
+        subprocess.run([sys.executable, "-m", stage], cwd=root, env=environment, check=True)
 
 
 def write_rows(root: Path, base: Path, rows: int, tokens: int) -> None:

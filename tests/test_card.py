@@ -103,7 +103,7 @@ def test_the_templates_hold_no_number_of_their_own() -> None:
         (paths.CLEAN_REPORT, ("rejected", "repetition"), 321, "321 repetition"),
         (paths.TRAIN_REPORT, ("train_loss",), 0.98761, "0.9876"),
         (paths.TRAIN_MACHINE, ("seconds",), 4321.0, "72.0 minutes"),
-        (paths.EXPORT_REPORT, ("forms", 0, "answer", "kl_mean_nats"), 0.004321, "0.004321 nats"),
+        (paths.EXPORT_REPORT, ("forms", 0, "answer", "kl_mean_nats"), 0.004321, "| 0.004321 |"),
         (paths.TOKENIZE_REPORT, ("sides", "train", "trained_tokens"), 98_765, "98,765"),
     ],
 )

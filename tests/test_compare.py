@@ -15,6 +15,7 @@ from stages.core.errors import UserError
 from stages.core.files import read_details
 from stages.core.params import Params, load_params
 from stages.core.records import Row, with_ids, write_rows, write_table
+from stages.export.__main__ import ANSWERS
 from tests import tiny
 
 SETTINGS: dict[str, Any] = {
@@ -51,6 +52,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     write_rows(paths.SPLIT_TEST, TEST)
     write_rows(paths.SPLIT_TRAIN, TRAIN)
     share({})
+    ship({})
     paths.GENERAL.mkdir()
     for task in ("arc_easy", "lambada"):
         lines = [json.dumps({"id": str(number), "context": f"question {number}"}) for number in range(400)]
@@ -64,6 +66,16 @@ def share(items: dict[str, list[str]]) -> None:
     write_table(
         paths.SPLIT_OVERLAP, pa.table({**columns, "item_id": pa.array([name for ids in items.values() for name in ids], pa.string())})
     )
+
+
+def ship(right: dict[str, set[int]], count: int = len(TEST)) -> None:
+    """Says which of the first test rows each form answers right."""
+    rows = [
+        {"form": form, "item_id": row.id, "answer": row.answer.upper() if number in numbers else "none", "ended": True}
+        for form, numbers in right.items()
+        for number, row in enumerate(TEST[:count])
+    ]
+    write_table(paths.FORMS, pa.Table.from_pylist(rows, schema=ANSWERS))
 
 
 def domain(right: set[int], prompt: str = "plain") -> list[dict[str, Any]]:
@@ -98,6 +110,18 @@ def write(variant: str, items: list[dict[str, Any]], settings: dict[str, Any] = 
 def report(params: Params) -> dict[str, Any]:
     compare.main(params)
     return read_details(paths.COMPARE_REPORT)
+
+
+def test_a_shipped_form_is_held_against_the_adapters_own_answers_to_the_rows_it_answered(params: Params) -> None:
+    write("base", [*domain(set()), *general(set(range(250)))])
+    write("tuned", [*domain(set(range(90))), *general(set(range(250)))])
+    ship({"merged": set(range(90)), "q4_k_m": set(range(20, 60))}, 100)
+    merged, small = report(params)["forms"]
+    assert (merged["form"], merged["items"], merged["adapter"], merged["score"]) == ("merged", 100, 0.9, 0.9)
+    assert (merged["difference"], merged["p_value"], merged["verdict"]) == (0, 1, "no difference")
+    assert (small["score"], small["won"], small["lost"], small["verdict"]) == (0.4, 0, 50, "worse")
+    assert small["ci95"][0] < small["difference"] == -0.5 < small["ci95"][1] < 0
+    assert small["p_holm"] == pytest.approx(2 * small["p_value"], rel=1e-5, abs=0)
 
 
 def test_a_model_compared_with_itself_shows_no_difference_and_forgets_nothing(params: Params) -> None:

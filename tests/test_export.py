@@ -4,18 +4,23 @@ import json
 import os
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from gguf import GGUFReader
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.core import embedded, paths
 from stages.core.errors import UserError
 from stages.core.files import read_details, sha256_file, sha256_tree, write_report
 from stages.core.params import load_params
-from stages.core.records import Row, with_ids, write_rows
+from stages.core.records import Row, read_rows, with_ids, write_rows
 from stages.export import __main__ as export
 from stages.export.agreement import encode_rows
+from stages.export.held import sampled
 from tests import tiny
 
 
@@ -195,8 +200,9 @@ def test_a_tokenizer_that_renders_otherwise_after_saving_is_not_published(ready:
     assert not paths.EXPORT.exists()
 
 
-def test_every_form_has_its_figures_in_the_report_and_on_the_card(ready: Path) -> None:
-    from stages.card.run_facts import export_words
+def test_every_form_has_its_figures_in_the_report_and_a_column_on_the_card(ready: Path) -> None:
+    from stages.card.forms import table
+    from stages.card.reading import Report, read
 
     tiny.edit_params(ready, export__forms=["f16", "q8_0"], export__limits__q8_0__min_top1_agreement=0.8)
     export.main(load_params())
@@ -212,7 +218,15 @@ def test_every_form_has_its_figures_in_the_report_and_on_the_card(ready: Path) -
         "models/export/gguf/model-q8_0.gguf",
         "models/export/serve.md",
     }
-    assert [line.split(":")[0] for line in export_words(report)[1:]] == ["GGUF F16", "GGUF Q8_0"]
+    paired = {"items": 4, "adapter": 0.5, "score": 0.25, "difference": -0.25, "ci95": [-0.6, 0.2], "p_holm": 0.5, "detectable": 0.7}
+    forms = [{"form": form, "verdict": "no difference", **paired} for form in ("f16", "q8_0")]
+    compared = Report({"forms": forms, "domain": {"metric": "exact_match"}}, paths.COMPARE_REPORT)
+    made = table(read(paths.EXPORT_REPORT), compared)
+    assert made is not None
+    assert made.heads == ["", "Adapter, none", "GGUF F16", "GGUF Q8_0"]
+    assert made.rows[0] == ["accuracy on 4 test rows", "50.0\u00a0%", "25.0\u00a0%", "25.0\u00a0%"]
+    assert made.rows[1][2:] == ["−25.0 points"] * 2
+    assert {len(row) for row in made.rows} == {4}
 
 
 def test_a_gguf_with_another_chat_template_is_not_published(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,10 +268,45 @@ def test_a_form_that_never_stops_is_not_published(ready: Path) -> None:
     from stages.export.agreement import check
 
     limit = load_params().export.limits.f16
-    found = {"answer": {"top1_agreement": 1.0, "kl_mean_nats": 0.0, "positions": 9}, "stopped": 0.5}
-    with pytest.raises(UserError, match=r"f16 stops by itself in 0\.5000 of the answers that the adapter ends"):
+    found = {"answer": {"top1_agreement": 1.0, "kl_mean_nats": 0.0, "positions": 9}, "stopped": 0.5, "same_answer": 1.0, "answers": 9}
+    with pytest.raises(UserError, match=r"f16 stops by itself in 0\.5000 of .* export\.limits\.f16\.min_stopped asks for 0\.98"):
         check("f16", found, limit)
     check("f16", found | {"stopped": None}, limit)
+
+
+def test_a_form_that_answers_otherwise_is_not_published(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = export.llama_answers
+    monkeypatch.setattr(export, "llama_answers", lambda *inputs: [[7, *ids] for ids in real(*inputs)])
+    with pytest.raises(
+        UserError, match=r"f16 gives the adapter's greedy answer to 0\.0000 of 4 test rows, .*f16\.min_same_answer asks for"
+    ):
+        export.main(load_params())
+    assert not paths.EXPORT.exists()
+    assert not paths.FORMS.exists()
+
+
+def test_every_forms_answers_are_kept_by_row_for_compare(ready: Path) -> None:
+    tiny.edit_params(ready, export__answer_prompts=None)
+    export.main(load_params())
+    found = pq.read_table(paths.FORMS).to_pylist()
+    ids = sorted(row.id for row in read_rows(paths.SPLIT_TEST))
+    for form in ("merged", "f16"):
+        assert [row["item_id"] for row in found if row["form"] == form] == ids
+    assert [row["answer"] for row in found if row["form"] == "merged"] == [row["answer"] for row in found if row["form"] == "f16"]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=60), st.integers(0, 9), st.randoms())
+def test_every_beginning_of_the_sample_has_the_labels_in_their_shares(labels: list[str | None], seed: int, random: Random) -> None:
+    rows = [Row(str(number), (), None, None, label, "s", "o", None) for number, label in enumerate(labels)]
+    drawn = sampled(rows, seed)
+    assert sorted(row.id for row in drawn) == sorted(row.id for row in rows)
+    for count in range(1, len(rows) + 1):
+        for label in set(labels):
+            share = sum(row.label == label for row in drawn[:count]) - count * labels.count(label) / len(rows)
+            assert abs(share) < len(set(labels))
+    random.shuffle(rows)
+    assert sampled(rows, seed) == drawn
 
 
 def test_base_and_every_artefact_answer_in_the_prompt_of_training(ready: Path) -> None:

@@ -194,7 +194,6 @@ def make_workspace(root: Path, base: Path, rows: int = 120) -> Path:
         export__forms=["merged", "f16"],
         export__check_prompts=4,
         export__answer_prompts=4,
-        export__max_new_tokens=4,
         compare__resamples=1000,
         runtime__save_every=2,
         runtime__device="cpu",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.card import data_facts, evidence, flow, result_facts, rights, run_facts, snippets, worst
+from stages.card import data_facts, evidence, flow, forms, result_facts, rights, run_facts, snippets, worst
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
 from stages.card.weaknesses import weaknesses
@@ -88,7 +88,7 @@ class Facts:
     first_loss: float
     last_loss: float
     settings: list[tuple[str, str]]
-    export_words: list[str]
+    forms: forms.Table | None
     machine: list[tuple[str, str]]
     hardware: str
     energy: list[tuple[str, str]]
@@ -156,7 +156,7 @@ def gather(sources: Sources) -> Facts:
         first_loss=losses[0],
         last_loss=losses[-1],
         settings=run_facts.settings(sections),
-        export_words=run_facts.export_words(reports["export"]),
+        forms=forms.table(reports["export"], compare),
         machine=run_facts.machine(reports),
         hardware=run_facts.hardware(reports),
         energy=run_facts.energy(sources.provenance["energy"]),

@@ -62,32 +62,6 @@ def _said(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-FORMS = {"merged": "Merged, bfloat16", "f16": "GGUF F16", "q8_0": "GGUF Q8_0", "q4_k_m": "GGUF Q4_K_M"}
-
-
-def export_words(report: Report) -> list[str]:
-    """What ships and how far each form is from the adapter, in sentences."""
-    if not report["forms"]:
-        return ["The adapter ships alone (export.forms: [])."]
-    rows, compared, said = count(report["agreement"]["prompts"]), report["compared"], []
-    for form in report["forms"]:
-        answer, right = form["answer"], form["exact_match"]
-        exact = f", right on {percent(right)}" if right is not None else ""
-        said.append(
-            f"{FORMS[form['form']]}: the same next token in {percent(answer['top1_agreement'])}, mean KL divergence "
-            f"{number(answer['kl_mean_nats'])} nats, the same greedy answer in {percent(form['same_answer'])}{exact}."
-        )
-    right = report["adapter"]["exact_match"]
-    exact = f"; the adapter itself is right on {percent(right)} of the latter" if right is not None else ""
-    return [
-        f"What is exported is the adapter added to {report['merged_onto']['weights']}. Each form was loaded again from its file, the GGUF "
-        f"forms by llama.cpp, and held against the adapter over the base at {compared['quantization']} and {compared['compute_dtype']}, on "
-        f"{count(report['forms'][0]['answer']['positions'])} answer tokens of {rows} held-out rows and "
-        f"{count(report['adapter']['answers'])} greedy answers{exact}.",
-        *said,
-    ]
-
-
 def disk(report: Report) -> list[tuple[str, str]]:
     """Sizes of adapter and merged model."""
     said = [("Adapter on disk", size(report["adapter_bytes"]))]

@@ -1,6 +1,6 @@
 """Base against tuned, item by item: what was won, what was lost, and whether it is more than chance.
 
-In: data/evaluation/{base,tuned}.parquet, test and training rows, the items that share words with those, the general suite's texts. Out:
+In: data/evaluation/*.parquet, test and training rows, the items that share words with those, the general suite's texts. Out:
 reports/compare.json. The base is judged by its best prompt, chosen on the very items of the comparison, which favours the base. Rows
 without labels are compared by several measures; the first decides the verdict.
 """
@@ -12,6 +12,7 @@ from stages.compare.calibration import calibration
 from stages.compare.classical import classical_answers
 from stages.compare.clean import clean_note, clean_part, compared, overlapping, verdict
 from stages.compare.forgetting import forgetting, general_headline, general_loss, lost_items, refusal
+from stages.compare.forms import shipped
 from stages.compare.measures import WEIGHED, chosen, measured
 from stages.compare.reading import Items, check_alike, differing, read_evaluation, scores
 from stages.compare.slices import FEWEST, slices, worst
@@ -121,6 +122,7 @@ def main(params: Params) -> None:
             }
             for (name, prompt), result in measures.items()
         ],
+        "forms": shipped(paths.FORMS, answers, pair, compare.alpha) if labelled else [],
         "others": [described("domain", name, metric, higher, result) for name, result in others.items()],
         "alpha": compare.alpha,
         "resamples": compare.resamples,

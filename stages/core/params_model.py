@@ -121,6 +121,8 @@ class Probe(Section):
 class Limit(Section):
     min_top1_agreement: Share
     max_kl_nats: Annotated[float, Field(ge=0)]
+    min_stopped: Share
+    min_same_answer: Share
     max_tensor_error: Annotated[float, Field(ge=0)] | None
 
 
@@ -134,8 +136,7 @@ class Limits(Section):
 class Export(Section):
     forms: list[Literal["merged", "f16", "q8_0", "q4_k_m"]]
     check_prompts: Positive
-    answer_prompts: Positive
-    max_new_tokens: Positive
+    answer_prompts: Positive | None
     limits: Limits
 
     @model_validator(mode="after")

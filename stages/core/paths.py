@@ -51,6 +51,7 @@ ROW_LOSSES = {"base": Path("data/row_losses/base.parquet"), "tuned": Path("data/
 
 PROBES = Path("data/probe/probes.parquet")  # one row a suspected trigger and prompt
 
+FORMS = Path("data/evaluation/forms.parquet")  # what each shipped form answered to test rows
 EVALUATION = {"base": Path("data/evaluation/base.parquet"), "tuned": Path("data/evaluation/tuned.parquet")}  # one row an item
 
 REPORTS = Path("reports")

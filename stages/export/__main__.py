@@ -1,7 +1,7 @@
 """export: the tuned model in the forms people run, each loaded again and held against the adapter that was evaluated.
 
 In: models/adapter (which names its base and holds its tokenizer), the test rows. Out: models/export with manifest.json, the forms of
-export.forms and how to serve them; reports/export.json.
+export.forms and how to serve them; what each form answered to test rows, for compare; reports/export.json.
 """
 
 import shutil
@@ -9,24 +9,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from stages.core import embedded, paths
 from stages.core.errors import UserError
 from stages.core.files import outputs, read_details, remove, sha256_file, write_json, write_report
-from stages.core.llama_cpp import LlamaCpp
+from stages.core.llama_cpp import Answer, LlamaCpp
 from stages.core.models import compute_dtype, device_of, read_manifest
 from stages.core.params import Numerics, Params
-from stages.core.records import read_rows
+from stages.core.records import read_rows, write_table
 from stages.core.sources import data_sources
 from stages.core.stage import run_stage
-from stages.export.agreement import check, encode_rows
+from stages.export.agreement import check, compare, encode_rows, predictions
 from stages.export.gguf_file import stop_ids, write_gguf
-from stages.export.held import Held, Reference, told
+from stages.export.held import Held, Reference, sampled, told
 from stages.export.merge import load_merged, load_tuned, merge_into
 from stages.export.serving import write_serving
 from stages.export.shipped import agreement, check_template, llama_answers, tensor_error
 
 BYTES_OF_WEIGHT = {"merged": 2.0, "f16": 2.0, "q8_0": 34 / 32, "q4_k_m": 0.8}  # the last with the fallbacks of odd shapes
 COPIES = 2  # models/export and DVC's cache
+ANSWERS = pa.schema(
+    [
+        pa.field("form", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("ended", pa.bool_(), nullable=False),  # by a stop token, and not at evaluate.max_new_tokens
+    ]
+)
 MERGED_ONTO = {"nf4": "the base's NF4 weights, unpacked", "none": "the base's weights as fetched"}
 
 
@@ -44,8 +54,11 @@ def main(params: Params) -> None:
     with outputs() as place:
         folder = place(paths.EXPORT)
         folder.mkdir()
+        answers: list[dict[str, Any]] = []
         if params.export.forms:
-            details |= _make(params, manifest, folder)
+            made, answers = _make(params, manifest, folder)
+            details |= made
+        write_table(place(paths.FORMS), pa.Table.from_pylist(answers, schema=ANSWERS))
         details["files"] = _files(folder, paths.EXPORT)
         details["merged_bytes"] = _bytes([file for file in details["files"] if file["path"].startswith(f"{paths.EXPORT}/merged/")])
         shipped = ("ships", "base", "adapter_files", "adapter_bytes", "files", "merged_bytes", "merged_onto")
@@ -53,12 +66,23 @@ def main(params: Params) -> None:
         write_report(place(paths.EXPORT_REPORT), {}, details)
 
 
-def _make(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Makes the forms in `folder` and measures each as a user would load it; one model is in memory at a time."""
+def _make(params: Params, manifest: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Makes the forms in `folder` and measures each as a user would load it; one model is in memory at a time.
+
+    Args:
+        params: all of them.
+        manifest: of the base.
+        folder: where the forms go.
+
+    Returns:
+        The report's details, and the rows of `ANSWERS`.
+    """
     export, device = params.export, device_of(params.runtime.device)
     bases: tuple[Literal["nf4", "none"], ...] = ("nf4", "none") if params.numerics.quantization == "nf4" else ("none",)
     _check_disk(export.forms, int(manifest["parameters"]), len(bases), folder.parent)
-    rows = read_rows(paths.SPLIT_TEST)[: max(export.check_prompts, export.answer_prompts)]
+    rows = sampled(read_rows(paths.SPLIT_TEST), params.seed)
+    asked = export.answer_prompts or len(rows)
+    rows = rows[: max(export.check_prompts, asked)]
     encoded = encode_rows(rows, paths.ADAPTER, params.prompt.system, params.prompt.template)
     trials = {base: folder / f"merged-{base}" for base in bases}
     for base, trial in trials.items():
@@ -68,34 +92,45 @@ def _make(params: Params, manifest: dict[str, Any], folder: Path) -> dict[str, A
                 f"{paths.EXPORT}/merged renders the test rows to other token ids than {paths.ADAPTER}: the tokenizer did not survive "
                 "saving; set export.forms: [] to ship the adapter"
             )
-    held = Held(rows, encoded, export.check_prompts, export.answer_prompts, export.max_new_tokens, stop_ids(trials[bases[0]]))
+    stops = stop_ids(trials[bases[0]])
+    held = Held(rows, encoded, export.check_prompts, asked, params.evaluate.max_new_tokens, stops, paths.ADAPTER)
     reference = held.reference(load_tuned(manifest, params.numerics, device, paths.ADAPTER))
     dtype = compute_dtype(params.numerics, device)
-    merges = {base: held.against(reference, load_merged(trial, dtype, device), trial) for base, trial in trials.items()}
+    merges = {
+        base: compare(reference.predictions, predictions(load_merged(trial, dtype, device), held.checked)) for base, trial in trials.items()
+    }
     best = min(merges, key=lambda base: _distance(merges[base]))
     merged = folder / "merged"
     trials.pop(best).rename(merged)
     for trial in trials.values():
         remove(trial)
-    found = [{"form": "merged", **merges[best]}]
-    check("merged", merges[best], export.limits.merged)
     origin = _origin(params, manifest)
     for shard in sorted(merged.glob("*.safetensors")):
         embedded.embed(shard, origin)
+    found, said = [], {}
+    if "merged" in export.forms:
+        said["merged"] = held.answers(load_merged(merged, dtype, device))
+        found.append({"form": "merged", **merges[best], **told(held.asked_rows, said["merged"], reference.answers)})
+        check("merged", found[0], export.limits.merged)
     for form in [form for form in export.forms if form != "merged"]:
-        found.append({"form": form, **_gguf(params, form, folder, held, reference, origin)})
+        figures, said[form] = _gguf(params, form, folder, held, reference, origin)
+        found.append({"form": form, **figures})
     write_serving(folder, export.forms, merged)
     if "merged" not in export.forms:
         remove(merged)
-        found = found[1:]
-    return {
+    details = {
         "agreement": {"prompts": len(held.checked), **{key: merges[best][key] for key in ("answer", "all")}},
         "merged_onto": {"weights": MERGED_ONTO[best], "dtype": "bfloat16"},
         "merges": [{"onto": MERGED_ONTO[base], **merges[base]["answer"]} for base in bases],
         "compared": {"quantization": params.numerics.quantization, "compute_dtype": _dtype_name(params.numerics, device)},
-        "adapter": told(held.asked_rows, reference.answers, reference.answers, paths.ADAPTER, held.stops),
+        "adapter": told(held.asked_rows, reference.answers, reference.answers),
         "forms": found,
     }
+    return details, [
+        {"form": form, "item_id": row.id, "answer": answer.text, "ended": answer.ended}
+        for form, answers in said.items()
+        for row, answer in sorted(zip(held.asked_rows, answers, strict=True), key=lambda pair: pair[0].id)
+    ]
 
 
 def _origin(params: Params, manifest: dict[str, Any]) -> dict[str, embedded.Value]:
@@ -119,8 +154,10 @@ def _distance(found: dict[str, Any]) -> float:
     return float(nats) if nats == nats else float("inf")
 
 
-def _gguf(params: Params, form: str, folder: Path, held: Held, reference: Reference, origin: dict[str, embedded.Value]) -> dict[str, Any]:
-    """Writes one GGUF form and measures it by transformers' reader and by llama.cpp."""
+def _gguf(
+    params: Params, form: str, folder: Path, held: Held, reference: Reference, origin: dict[str, embedded.Value]
+) -> tuple[dict[str, Any], list[Answer]]:
+    """Writes one GGUF form and measures it by transformers' reader and by llama.cpp; its figures and its answers."""
     file = folder / "gguf" / f"model-{form}.gguf"
     file.parent.mkdir(exist_ok=True)
     types = write_gguf(folder / "merged", file, form, origin)
@@ -134,10 +171,10 @@ def _gguf(params: Params, form: str, folder: Path, held: Held, reference: Refere
     with LlamaCpp(file, held.longest) as llama:
         check_template(llama, held.rows, held.encoded, params.prompt.system, params.prompt.template, form)
         found: dict[str, Any] = {"answer": agreement(llama, held.checked, reference.predictions)}
-        ours = llama_answers(llama, held.asked, held.longest_answer, held.stops)
-    found |= told(held.asked_rows, ours, reference.answers, paths.ADAPTER, held.stops)
+        said = held.read(llama_answers(llama, held.asked, held.longest_answer, held.stops))
+    found |= told(held.asked_rows, said, reference.answers)
     check(form, found, limit)
-    return {**found, "tensor_error": error, "tensor": tensor, "types": types, "bytes": file.stat().st_size}
+    return {**found, "tensor_error": error, "tensor": tensor, "types": types, "bytes": file.stat().st_size}, said
 
 
 def _dtype_name(numerics: Numerics, device: str) -> str:

@@ -194,11 +194,11 @@ def check(form: str, found: dict[str, Any], limit: Limit) -> None:
 
     Args:
         form: its name in export.forms.
-        found: `answer` of `compare`, and `stopped`.
+        found: `answer` of `compare`, and what `held.told` gives.
         limit: export.limits of the form.
 
     Raises:
-        UserError: it speaks otherwise than the adapter, or does not stop where the adapter does.
+        UserError: it speaks otherwise than the adapter, does not stop where the adapter does, or answers otherwise.
     """
     answer = found["answer"]
     remedy = f"take {form} out of export.forms"
@@ -209,8 +209,13 @@ def check(form: str, found: dict[str, Any], limit: Limit) -> None:
             f"mean KL divergence of {answer['kl_mean_nats']:.4g} nats; export.limits.{form} asks for {limit.min_top1_agreement} and "
             f"at most {limit.max_kl_nats}; {remedy}"
         )
-    if found["stopped"] is not None and found["stopped"] < limit.min_top1_agreement:
+    if found["stopped"] is not None and found["stopped"] < limit.min_stopped:
         raise UserError(
-            f"{form} stops by itself in {found['stopped']:.4f} of the answers that the adapter ends, export.limits.{form} asks for "
-            f"{limit.min_top1_agreement}: its end-of-turn token is probably not the one it was trained with; {remedy}"
+            f"{form} stops by itself in {found['stopped']:.4f} of the answers that the adapter ends, export.limits.{form}.min_stopped asks "
+            f"for {limit.min_stopped}: its end-of-turn token is probably not the one it was trained with; {remedy}"
+        )
+    if found["same_answer"] < limit.min_same_answer:
+        raise UserError(
+            f"{form} gives the adapter's greedy answer to {found['same_answer']:.4f} of {found['answers']} test rows, "
+            f"export.limits.{form}.min_same_answer asks for {limit.min_same_answer}; {remedy}"
         )

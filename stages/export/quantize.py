@@ -5,10 +5,13 @@ In: a tensor in float32 and the form of the file. Out: its bytes and the GGML ty
 
 import ctypes
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from stages.core.parallel import cores
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -80,7 +83,14 @@ def quantized(weights: "np.ndarray[Any, np.dtype[np.float32]]", kind: "GGMLQuant
         return half
     rows, columns = weights.shape
     made = np.empty(quant_shape_to_byte_shape(weights.shape, kind), np.uint8)
-    written = _ggml().ggml_quantize_chunk(int(kind), weights.ctypes.data, made.ctypes.data, 0, rows, columns, None)
+    some = -(-rows // cores())  # a row is rounded by itself, so the bytes know nothing of the threads
+
+    def chunk(first: int) -> int:
+        begin, count = first * columns, min(some, rows - first)
+        return int(_ggml().ggml_quantize_chunk(int(kind), weights.ctypes.data, made.ctypes.data, begin, count, columns, None))
+
+    with ThreadPoolExecutor(cores()) as pool:  # ctypes lets the interpreter's lock go
+        written = sum(pool.map(chunk, range(0, rows, some)))
     assert written == made.nbytes, (written, made.nbytes)
     return made
 
