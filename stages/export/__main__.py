@@ -76,6 +76,9 @@ def _make(params: Params, manifest: dict[str, Any], folder: Path) -> tuple[dict[
 
     Returns:
         The report's details, and the rows of `ANSWERS`.
+
+    Raises:
+        UserError: a form differs from the adapter beyond its limits, or cannot be made.
     """
     export, device = params.export, device_of(params.runtime.device)
     bases: tuple[Literal["nf4", "none"], ...] = ("nf4", "none") if params.numerics.quantization == "nf4" else ("none",)
