@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.core.batches import TokenRow
 from stages.core.models import digests, load_base
 from stages.core.params import Numerics
 from stages.core.streaming import decoder_layers, stream_base
@@ -17,22 +19,29 @@ from stages.train import adapter
 from stages.train.batches import deal
 from stages.train.dry_run import rehearse
 from stages.train.ranks import Ranks, join
+from stages.train.sft import Training
 from tests import tiny, trainable
 
 STEPS = {"epochs": 2.0, "learning_rate": 1e-2, "eval_every": 2, "effective_batch": 5}
+# 27 steps: enough for the median of 20 losses
+OFTEN = {"rows": 12, "epochs": 9.0, "effective_batch": 4, "eval_every": 20, "runtime": {"save_every": 4}}
+RULES = {"non_finite": "roll_back", "spike": "roll_back", "spike_score": 3.0}
+BLAMED = 22
 # what each case changes; the processes of a number train one after the other
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"dropout": 0.2},
     "fused": {"kernels": "fused", "neftune_alpha": 5.0},
-    "fsdp": {"parallel": "fsdp", "recompute": 1},
+    "fsdp": {"parallel": "fsdp", "recompute": 1, "dropout": 0.2, "batching": "pack"},
     "fsdp_fused": {"parallel": "fsdp", "kernels": "fused"},
-    "room": {},
+    "room": {"dropout": 0.2},
     "fsdp_room": {"parallel": "fsdp"},
     "sequence": {"parallel": "sequence", "recompute": 1, "batching": "pack"},
     "sequence_fused": {"parallel": "sequence", "kernels": "fused", "recompute": 2, "neftune_alpha": 5.0},
     "sequence_room": {"parallel": "sequence", "recompute": 2, "neftune_alpha": 5.0},
     "sequence_fused_room": {"parallel": "sequence", "kernels": "fused", "recompute": 2},
     "early": {"early_stop": 1, "learning_rate": 0.05, "batching": "pack"},
+    "rows_at_fault": {**OFTEN, "watch": RULES},
+    "update_at_fault": {**OFTEN, "dropout": 0.1, "parallel": "fsdp", "watch": RULES},
 }
 
 
@@ -43,8 +52,9 @@ def cases(count: int) -> list[str]:
 
 def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str, Any]:
     """One training of a case: its course and adapter."""
-    training = trainable.training(base, root, ranks=ranks, rows=18, **{**STEPS, **CASES[case]})
+    training = trainable.training(base, root, ranks=ranks, **{"rows": 18, **STEPS, **CASES[case]})
     rehearse(training)
+    plant(training, case)
     if case.endswith("room") and ranks is not None and ranks.rank == 1:
         if training.fused is not None:
             crowd(training.fused.decoder[1])
@@ -57,8 +67,37 @@ def trained(base: Path, root: Path, case: str, ranks: Ranks | None) -> dict[str,
         "course": course,
         "validation": [point["loss"] for point in state.validation],
         "shrunk": [(level["work"], level["step"], level["micro_batch_tokens"]) for level in state.shrunk],
+        "left_out": state.left_out,
+        "events": [(event["step"], event["rule"], event["action"]) for event in state.events],
         "adapter": {name: tensor.tolist() for name, tensor in adapter.copied(training.parameters).items()},
     }
+
+
+def plant(training: Training, case: str) -> None:
+    """Puts faults into a training: a row, on whichever rank, whose loss jumps and one whose loss is no number; an update that wrecks."""
+    if case == "rows_at_fault":
+        summed = training.plain.summed_loss
+        faults = {BLAMED: 20.0, BLAMED + 3: torch.nan}
+
+        def planted(rows: Sequence[TokenRow], batching: str | None = None) -> torch.Tensor:
+            factor = faults.get(training.state.step, 1.0) if training.model.training else 1.0
+            there = factor != 1 and training.rows[training.plan[training.state.step].rows[0]] in rows
+            return summed(rows, batching) * (factor if there else 1)
+
+        training.plain.summed_loss = planted  # type: ignore[method-assign]
+    if case == "update_at_fault":
+        plain = training.optimizer.step
+
+        def step(*arguments: Any, **named: Any) -> Any:
+            done = plain(*arguments, **named)
+            if training.state.step == BLAMED - 1:
+                generator = torch.Generator().manual_seed(0)
+                with torch.no_grad():
+                    for parameter in training.parameters.values():
+                        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=30)
+            return done
+
+        training.optimizer.step = step  # type: ignore[method-assign]
 
 
 def crowded(module: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -135,6 +174,17 @@ def test_where_one_rank_finds_no_memory_all_take_less_at_once(courses: dict[tupl
     assert first["shrunk"] == second["shrunk"]
     assert "train" in {work for work, _, _ in first["shrunk"]}
     assert courses[1, case][0]["shrunk"] == []
+
+
+@pytest.mark.parametrize(
+    ("case", "steps", "rules"),
+    [("rows_at_fault", [BLAMED + 1, BLAMED + 4], ["spike", "non_finite"]), ("update_at_fault", [BLAMED], ["spike"])],
+)
+def test_ranks_leave_out_the_step_at_fault_and_go_back_together(courses: Any, case: str, steps: list[int], rules: list[str]) -> None:
+    for found in [*courses[1, case], *courses[2, case]]:
+        assert found["left_out"] == steps
+        assert [rule for _, rule, action in found["events"] if action == "roll_back"] == rules
+        assert found["reason"] == "last_step"
 
 
 def test_every_rank_holds_the_same_adapter(courses: dict[tuple[int, str], list[dict[str, Any]]]) -> None:

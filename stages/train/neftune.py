@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from stages.core.batches import TokenRow
 
 
+def step_seed() -> int:
+    """The seed of the step that is computed, the same on every rank."""
+    import torch
+
+    return torch.initial_seed() % STEP_SEEDS
+
+
 def noise(row: "TokenRow", alpha: float, embedded: "torch.Tensor") -> "torch.Tensor":
     """Uniform in ±alpha / sqrt(tokens of the row * hidden).
 
@@ -28,6 +35,6 @@ def noise(row: "TokenRow", alpha: float, embedded: "torch.Tensor") -> "torch.Ten
     """
     import torch
 
-    generator = torch.Generator(embedded.device).manual_seed(torch.initial_seed() % STEP_SEEDS ^ zlib.crc32(row.id.encode()))
+    generator = torch.Generator(embedded.device).manual_seed(step_seed() ^ zlib.crc32(row.id.encode()))
     drawn = torch.empty_like(embedded).uniform_(-1, 1, generator=generator)
     return drawn.mul_(alpha / math.sqrt(embedded.numel()))

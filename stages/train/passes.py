@@ -54,6 +54,7 @@ def passes(
             continue
         if training.shards is None:
             break
+        training.plain.now.rows = ()  # what may be computed in their stead has no row
         training.shards.finish(torch.is_grad_enabled())  # this rank has no pass, or no more: the others gather with its part
     return losses, failed
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from stages.core.batches import Batch, TokenRow, collate, sent
 from stages.core.streaming import decoder_layers
 from stages.train.neftune import noise
@@ -49,6 +47,8 @@ class PlainModel:
         """
         from torch.utils.checkpoint import checkpoint
 
+        from stages.train.dropout import Pass, by_row
+
         self.model, self.batching, self.dtype, self.pad = model, batching, dtype, pad
         self.device = model.device.type
         self.neftune = None
@@ -57,8 +57,10 @@ class PlainModel:
         for layer in self._decoder:
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self.layers = self._kept = len(self._decoder)
-        self._pass: tuple[Sequence[TokenRow], bool, Slices | None] | None = None
+        self._of_rows = False  # whether what is embedded are the rows of a loss
         base.get_input_embeddings().register_forward_hook(self._add_noise)
+        self.now = Pass()  # which the layers computed again in the backward ask for too
+        by_row(model, self.now)
 
     @property
     def kept(self) -> int:
@@ -89,9 +91,10 @@ class PlainModel:
         if slices is not None:
             slices.lay([len(row.input_ids) for row in rows], packed)
             batch = slices.part(batch)
-        self._pass = (rows, packed, slices)
+        self.now.rows, self.now.packed, self.now.columns, self.now.slices = rows, packed, batch.columns, slices
+        self._of_rows = True
         logits = self.logits(batch, slices)
-        self._pass = None
+        self._of_rows = False
         targets = sent(batch.targets, self.model.device)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
@@ -115,17 +118,16 @@ class PlainModel:
         """The embeddings of a training's rows with NEFTune's noise on them; padding has none."""
         import torch
 
-        if self._pass is None:
+        if not self._of_rows:
             return None
-        rows, packed, slices = self._pass
+        slices = self.now.slices
         if slices is not None:  # the first layer's gradient is wanted too, so that every layer exchanges alike
             embedded = embedded.requires_grad_(torch.is_grad_enabled())
         if self.neftune is None:
             return embedded
-        lengths = [len(row.input_ids) for row in rows]
-        starts = np.cumsum([0, *lengths[:-1]]).tolist() if packed else [0] * len(rows)
-        added = embedded.new_zeros(len(embedded), sum(lengths) if packed else max(lengths), embedded.shape[2])
-        for number, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
-            place = added[0 if packed else number, start : start + length]
+        places = self.now.places()
+        added = embedded.new_zeros(len(embedded), max(start + length for _, start, length in places), embedded.shape[2])
+        for row, (line, start, length) in zip(self.now.rows, places, strict=True):
+            place = added[line, start : start + length]
             place.copy_(noise(row, self.neftune, place))
         return embedded + (added if slices is None else slices.own(added, 1))

@@ -44,7 +44,7 @@ def approved(training: "Training", step: Step, micro_batches: Sequence[Sequence[
         return True
     at_fault, folder = step, None
     if event.rule == "spike" and (before := _trained_before(training)) is not None and _raised_by(training, before):
-        folder = _checkpoint_before(training, before)
+        folder = training.ranks.agreed(_checkpoint_before(training, before) if training.ranks.first else None)
         at_fault = step if folder is None else before
     if len(training.state.left_out) >= watch.ROLL_BACKS:
         message = f"{event.message}; {watch.ROLL_BACKS} steps were left out already, and more is no matter of a few rows"

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the loop over the plan, token-averaged, resumable. In: model, plan, rows. Out: trained model and State.
 
 What a step does depends on nothing but the state before it and the step's number, so that a run that was cut off and went on ends in
-the same bits as one that was not: the learning rate is a function of the step, dropout is seeded anew at each.
+the same bits as one that was not: the learning rate is a function of the step, and random numbers are drawn by it and the row.
 """
 
 import contextlib
