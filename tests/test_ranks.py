@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp_fused": {"parallel": "fsdp", "kernels": "fused"},
     "room": {"dropout": 0.2},
     "fsdp_room": {"parallel": "fsdp"},
-    "sequence": {"parallel": "sequence", "recompute": 1, "batching": "pack"},
+    "sequence": {"parallel": "sequence", "dropout": 0.2, "recompute": 1, "batching": "pack"},
     "sequence_fused": {"parallel": "sequence", "kernels": "fused", "recompute": 2, "neftune_alpha": 5.0},
     "sequence_room": {"parallel": "sequence", "recompute": 2, "neftune_alpha": 5.0},
     "sequence_fused_room": {"parallel": "sequence", "kernels": "fused", "recompute": 2},
