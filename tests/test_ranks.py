@@ -79,10 +79,10 @@ def plant(training: Training, case: str) -> None:
         summed = training.plain.summed_loss
         faults = {BLAMED: 20.0, BLAMED + 3: torch.nan}
 
-        def planted(rows: Sequence[TokenRow], batching: str | None = None) -> torch.Tensor:
+        def planted(rows: Sequence[TokenRow], **named: Any) -> torch.Tensor:
             factor = faults.get(training.state.step, 1.0) if training.model.training else 1.0
             there = factor != 1 and training.rows[training.plan[training.state.step].rows[0]] in rows
-            return summed(rows, batching) * (factor if there else 1)
+            return summed(rows, **named) * (factor if there else 1)
 
         training.plain.summed_loss = planted  # type: ignore[method-assign]
     if case == "update_at_fault":
