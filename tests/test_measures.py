@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import re
 import string
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,19 @@ def test_examples_before_a_free_question_bring_no_system_message_of_their_own_an
     tight = free_tasks("base", free(4), free(8, start=50), load_params(), tokenizer, longest + 2)
     assert [d["prompt"] for d in tight[2][0].documents] == [d["prompt"] for d in plain[0].documents]
     assert all(d["prompt"] != p["prompt"] for d, p in zip(retrieved[0].documents, plain[0].documents, strict=True))
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_goes_from_conversations_to_a_card_that_shows_every_measure(workspace: Path) -> None:
+    rows = [{"messages": list(row.messages)} for row in free(120)]
+    tiny.write_jsonl(workspace / "data/sources/rows.jsonl", rows)
+    tiny.edit_params(workspace, data__files__format="messages", compare__metrics=["rouge_l", "chrf", "bits_per_byte", "exact_match"])
+    done = subprocess.run(["dvc", "repro"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    found, text = read_details(paths.COMPARE_REPORT), paths.CARD.read_text(encoding="utf-8")
+    assert (found["domain"]["metric"], found["domain"]["classical"]) == ("rouge_l", None)
+    assert re.search(r"By ROUGE-L it scores \d\.\d{3} on 24 held-out answers", text)
+    for name in ("chrF (more is better)", "bits per byte (less is better)", "exact match (more is better)"):
+        assert f"| {name}; base, " in text
+    assert re.search(r"\d+ of 24 answers had not ended after 8 tokens", text)
+    assert "Before and after" in paths.HTML_REPORT.read_text(encoding="utf-8")
