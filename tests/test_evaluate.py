@@ -67,9 +67,10 @@ def test_choices_that_share_a_context_score_as_in_plain_lm_eval(tiny_model: tupl
     assert not any(score != score for score, _ in mine)
 
 
-def test_greedy_answers_after_a_shared_prefix_are_those_of_plain_lm_eval(tiny_model: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize("until", [["\n", "gr"], []])
+def test_greedy_answers_after_a_shared_prefix_are_those_of_plain_lm_eval(tiny_model: tuple[Any, Any], until: list[str]) -> None:
     rng = random.Random(2)
-    settings = {"until": ["\n", "gr"], "max_gen_toks": 6, "do_sample": False, "temperature": 0.0}
+    settings = {"until": until, "max_gen_toks": 6, "do_sample": False, "temperature": 0.0}
     prompts = [f"<|im_start|>user\nclassify this: {words(rng, rng.randint(1, 40))}<|im_end|>\n<|im_start|>assistant\n" for _ in range(17)]
     engine, plain = engine_and_plain(tiny_model, rendered=True)
     asked = requests("generate_until", [(prompt, settings) for prompt in prompts])

@@ -148,6 +148,7 @@ def test_free_answers_are_written_and_weighed_for_every_way_of_asking_and_compar
     assert [entry["metric"] for entry in found["measures"]] == ["rouge_l", "chrf", "normalised_match", "exact_match"]
     assert all(entry["p_value"] <= entry["p_holm"] and entry["items"] == 12 for entry in found["measures"])
     assert all(sample["tuned"] is not None for sample in found["samples"])
+    assert all(0 < entry["copied"] < 1 for entry in found["measures"][:2])  # chance words in common
     assert set(found["by_measure"]) == {entry["metric"] for entry in found["measures"]}
     first = paths.COMPARE_REPORT.read_bytes()
     compare.main(settings())
@@ -156,6 +157,7 @@ def test_free_answers_are_written_and_weighed_for_every_way_of_asking_and_compar
     compare.main(settings(metrics=["chrf", "nats_per_token"]))
     found = read_details(paths.COMPARE_REPORT)
     assert [found["domain"]["metric"], *(entry["metric"] for entry in found["measures"])] == ["chrf", "nats_per_token"]
+    assert [(entry["prompt"], entry["items"]) for entry in found["others"]] == [("nearest", 12)]
     with pytest.raises(UserError, match="names json_valid, but the reference answer of test row"):
         compare.main(settings(metrics=["json_valid"]))
 

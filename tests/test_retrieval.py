@@ -13,9 +13,9 @@ from stages.core import paths
 from stages.core.files import read_details
 from stages.core.params import load_params
 from stages.core.records import Row
+from stages.core.retrieval import nearest_rows
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import after_examples
-from stages.evaluate.retrieval import nearest_rows
 from tests.test_evaluate import labelled, tiny_model, write_inputs
 
 __all__ = ["tiny_model"]

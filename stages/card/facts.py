@@ -59,7 +59,7 @@ class Facts:
     tasks: list[result_facts.Comparison]
     forgetting: str
     evidence: evidence.Evidence
-    measures: list[result_facts.Comparison]
+    measures: list[tuple[result_facts.Comparison, str | None]]
     tuned_cost: str
     best_prompt: str
     labels: list[Report]

@@ -168,10 +168,13 @@ def domain(compare: Report, base: Report, tuned: Report) -> list[Comparison]:
     return found + [_against(entry, *OTHERS[entry["prompt"]], metric, top, cost=costs.get(entry["prompt"])) for entry in compare["others"]]
 
 
-def measures(compare: Report) -> list[Comparison]:
-    """The tuned model against the base by every other measure, the base asked in the way that is best by it."""
+def measures(compare: Report) -> list[tuple[Comparison, str | None]]:
+    """The tuned model against the base by every other measure, the base asked in its best way; and what copying an answer reaches."""
     return [
-        _against(entry, f"{metric.name} ({metric.better}); base, {PROMPTS[entry['prompt']]}", "base", metric, 1.0)
+        (
+            _against(entry, f"{metric.name} ({metric.better}); base, {PROMPTS[entry['prompt']]}", "base", metric, 1.0),
+            metric.value(entry["copied"]) if entry["copied"] is not None else None,
+        )
         for entry in compare["measures"]
         for metric in [measure_of(entry["metric"])]
     ]
@@ -304,7 +307,14 @@ def _by_measure(compare: Report) -> list[str]:
     """What the other measures say, in one sentence; none where there is no other."""
     found = {word: [METRICS[entry["metric"]] for entry in compare["measures"] if entry["verdict"] == word] for word in VERDICTS}
     said = [f"{word} by {', '.join(names)}" for word, names in found.items() if names]
-    return [f"By the other measures: {'; '.join(said)}."] if said else []
+    alike = [
+        METRICS[entry["metric"]] for entry in compare["measures"] if entry["copied"] is not None and entry["copied"] >= entry["tuned"] > 0
+    ]
+    copied = {entry["prompt"]: entry["base"] for entry in compare["others"]}.get("nearest")
+    if copied is not None and copied >= compare["domain"]["tuned"] > 0:
+        alike.insert(0, METRICS[compare["domain"]["metric"]])
+    mind = [f"Mind that copying the nearest training row's answer is as good or better by {', '.join(alike)}."] if alike else []
+    return [f"By the other measures: {'; '.join(said)}.", *mind] if said else mind
 
 
 def _forgotten(compare: Report) -> str:

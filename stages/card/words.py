@@ -17,6 +17,7 @@ PROMPTS = {
 PROMPTS |= {f"{prompt}_scored": f"{words}, likeliest label" for prompt, words in PROMPTS.items()}
 OTHERS = {  # what stands beside the base, and its colour
     "tf-idf": ("Classical classifier", "classical"),
+    "nearest": ("The nearest training row's answer, copied", "classical"),
     "majority": ("Always the most frequent label", "classical"),
     "tuned_scored": ("Tuned, likeliest label", "tuned"),
 }

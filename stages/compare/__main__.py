@@ -9,11 +9,11 @@ from collections import Counter
 from typing import Any
 
 from stages.compare.calibration import calibration
-from stages.compare.classical import classical_answers
+from stages.compare.classical import classical_answers, copied_answers
 from stages.compare.clean import clean_note, clean_part, compared, overlapping, verdict
 from stages.compare.forgetting import forgetting, general_headline, general_loss, lost_items, refusal
 from stages.compare.forms import shipped
-from stages.compare.measures import WEIGHED, chosen, measured
+from stages.compare.measures import WEIGHED, WRITTEN, chosen, measured
 from stages.compare.reading import Items, check_alike, differing, read_evaluation, scores
 from stages.compare.slices import FEWEST, slices, worst
 from stages.compare.statistics import Paired, corrected, paired
@@ -86,9 +86,13 @@ def main(params: Params) -> None:
     classical = judged(classical_answers(train, test), test) if labelled else None
     frequent = judged(majority(train, test), test) if labelled else None
     scored = tuned.get(("label_scores", "plain"))
-    beside = {"tf-idf": classical, "majority": frequent, SCORED.format("tuned"): scored}
+    written = {} if labelled else tuned.get(("domain", "plain"), {})
+    nearest = copied_answers(train, [rows[key] for key in written]) if written and WRITTEN.keys() & {metric, *more} else {}
+    copies = {key: {**written[key], "answer": text} for key, text in nearest.items()}
+    copied = {name: measured(name, copies) for name in (metric, *more) if copies and name in WRITTEN}
+    beside = {"tf-idf": classical, "nearest": copied.get(metric), "majority": frequent, SCORED.format("tuned"): scored}
     others = corrected({name: pair(items, answers) for name, items in beside.items() if items})
-    parts = slices(before, answers, classical, rows, pair)
+    parts = slices(before, answers, classical or copied.get(metric), rows, pair)
     headline = {
         "domain": {
             "metric": metric,
@@ -119,6 +123,7 @@ def main(params: Params) -> None:
             {
                 **described("domain", prompt, name, name not in WEIGHED, result),
                 "verdict": verdict(result, name not in WEIGHED, compare.alpha),
+                "copied": float(scores(copied[name]).mean()) if name in copied else None,
             }
             for (name, prompt), result in measures.items()
         ],

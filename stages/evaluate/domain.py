@@ -13,7 +13,7 @@ from stages.core.errors import UserError
 from stages.core.params import Params
 from stages.core.prompts import ask, conversation, render_prompt
 from stages.core.records import Message, Row
-from stages.evaluate.retrieval import nearest_rows
+from stages.core.retrieval import nearest_rows
 from stages.evaluate.tasks import Task, answer_task, label_scores_task, label_task, reference_task
 
 if TYPE_CHECKING:

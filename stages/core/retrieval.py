@@ -1,4 +1,4 @@
-"""The training rows nearest to a question, for the base that is helped by examples alone: what retrieval gives without any training.
+"""The training rows nearest to a question: what retrieval gives without any training, as examples or as an answer to copy.
 
 In: training and test rows. Out: for each test row the nearest rows with their answers, by cosine of the weighted words.
 """
