@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
+from stages.card import result_facts
 from stages.compare import __main__ as compare
 from stages.compare import measures
 from stages.core import paths
@@ -196,6 +197,13 @@ def test_a_model_that_writes_the_references_is_better_by_the_measures_of_what_is
     assert found["verdict"] == "improved"
     assert found["domain"]["difference"] < 0
     assert (found["tasks"][0]["won"], found["tasks"][0]["lost"]) == (40, 0)
+    said = result_facts.verdict(found).sentences
+    assert said[0] == "It needs 1.220 bits per byte for 40 held-out answers, the base with its best prompt 1.500: less is better."
+    assert "By the other measures: improved by chrF; no difference by ROUGE-L, match after normalisation, exact match." in said
+    assert "Mind that copying the nearest training row's answer is as good or better by ROUGE-L, chrF." in said
+    compare.main(settings(metrics=["chrf", "exact_match"]))
+    said = result_facts.verdict(read_details(paths.COMPARE_REPORT)).sentences
+    assert re.match(r"By chrF it scores 0\.0\d\d on 40 held-out answers, the base with its best prompt 0\.000: more is better\.", said[0])
 
 
 def test_a_row_that_the_model_cannot_read_with_its_answer_is_not_asked_and_that_is_told(

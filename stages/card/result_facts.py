@@ -307,11 +307,9 @@ def _by_measure(compare: Report) -> list[str]:
     """What the other measures say, in one sentence; none where there is no other."""
     found = {word: [METRICS[entry["metric"]] for entry in compare["measures"] if entry["verdict"] == word] for word in VERDICTS}
     said = [f"{word} by {', '.join(names)}" for word, names in found.items() if names]
-    alike = [
-        METRICS[entry["metric"]] for entry in compare["measures"] if entry["copied"] is not None and entry["copied"] >= entry["tuned"] > 0
-    ]
+    alike = [METRICS[entry["metric"]] for entry in compare["measures"] if entry["copied"] and entry["copied"] >= entry["tuned"]]
     copied = {entry["prompt"]: entry["base"] for entry in compare["others"]}.get("nearest")
-    if copied is not None and copied >= compare["domain"]["tuned"] > 0:
+    if copied and copied >= compare["domain"]["tuned"]:
         alike.insert(0, METRICS[compare["domain"]["metric"]])
     mind = [f"Mind that copying the nearest training row's answer is as good or better by {', '.join(alike)}."] if alike else []
     return [f"By the other measures: {'; '.join(said)}.", *mind] if said else mind
