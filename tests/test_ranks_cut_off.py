@@ -71,14 +71,17 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str
             "stopped": cut_off(root, lambda process, ranks: process.terminate()),
         }
         tiny.edit_params(root, runtime__processes=1)
-        for each in (root, straight):
+        sliced = trainable.prepare(tmp_path_factory.mktemp("sliced") / "w", tiny_base, **{**CHANGES, "train__parallel": "sequence"})
+        told["slice"] = cut_off(sliced, lambda process, ranks: os.kill(ranks[1], signal.SIGKILL))
+        for each in (root, straight, sliced):
             code, said = trainable.run(each)
             assert code == 0, said
-    return {"root": root, "straight": straight, "told": told}
+    return {"root": root, "straight": straight, "sliced": sliced, "told": told}
 
 
-def test_a_rank_that_dies_ends_all_with_a_sentence(story: dict[str, Any]) -> None:
-    code, said = story["told"]["rank"]
+@pytest.mark.parametrize("which", ["rank", "slice"])
+def test_a_rank_that_dies_ends_all_with_a_sentence(story: dict[str, Any], which: str) -> None:
+    code, said = story["told"][which]
     assert code == 1
     assert "train: rank 1 of 2 (process " in said
     assert "was killed by signal 9; the other ranks were ended and nothing was published" in said
@@ -92,15 +95,18 @@ def test_ranks_die_with_the_stage_and_a_signal_to_it_is_one_to_the_run(story: di
     assert "train: stopped by SIGTERM; nothing was published" in said
 
 
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not_whatever_the_number_of_processes(story: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("which", "times"), [("root", 3), ("sliced", 1)])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not_whatever_the_number_of_processes(
+    story: dict[str, Any], which: str, times: int
+) -> None:
     courses = []
-    for name in ("root", "straight"):
+    for name in (which, "straight"):
         state = json.loads((story[name] / "models/adapter/train_state.json").read_text())
         courses.append([point["loss"] for point in [*state["train"], *state["validation"]]])
     assert courses[0] == pytest.approx(courses[1], rel=1e-2)
-    machine = json.loads((story["root"] / "reports/train_machine.json").read_text())["details"][0]
-    assert len(machine["resumed_from"]) == 3
+    machine = json.loads((story[which] / "reports/train_machine.json").read_text())["details"][0]
+    assert len(machine["resumed_from"]) == times
     used, straight = (
-        pq.read_table(story[name] / "data/trained/steps.parquet").select(["id", "step"]).to_pylist() for name in ("root", "straight")
+        pq.read_table(story[name] / "data/trained/steps.parquet").select(["id", "step"]).to_pylist() for name in (which, "straight")
     )
     assert sorted(used, key=str) == sorted(straight, key=str)  # by whichever rank: the same rows in every step
