@@ -1,4 +1,4 @@
-"""Several GPUs of one host: scaling of ddp, and shapes that fit one card only in parts (fsdp). In: cells. Out: results/parallel.json.
+"""Several GPUs of one host: scaling of ddp, shapes and rows that fit one card only in parts. In: cells. Out: results/parallel.json.
 
 Usage: python -m benchmarks.parallel [--cells NAME ...] [--out FILE]
 Bases of published shapes with random NF4 weights, made layer by layer where they are trained; every row is trained on whole. A cell is
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from benchmarks.engines import Padded, drawn
 
 RANK = 16
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-CELL_SECONDS = 90
+CELL_SECONDS = 240
+# of a search for the longest row: layers computed, which with parked inputs have the peak of all; tokens between two tries
+SEARCHED_LAYERS, SEARCH_STEP = 4, 16384
 RESULTS = Path(__file__).parent / "results/parallel.json"
 
 
@@ -34,7 +36,7 @@ class Cell:
     Attributes:
         shape: of benchmarks.shapes.
         engine: luthier | accelerate.
-        parallel: single | ddp | fsdp.
+        parallel: single | ddp | fsdp | sequence | zero3.
         ranks: processes, one a GPU.
         rows: of each forward pass.
         tokens: of each row.
@@ -43,6 +45,11 @@ class Cell:
         cap_gib: of each GPU's memory, or None.
         warm: steps before the clock starts.
         steps: timed.
+        quantization: nf4 | none.
+        plain: whether transformers' and PEFT's own layers are taken (luthier); zero3 knows no others.
+        waits: where zero3's base waits, as runtime.zero_offload.
+        mlp_tokens: of an MLP at a time (luthier), with the inputs of recomputed layers in host memory; None takes all, on the GPU.
+        longest: the longest row that fits is searched from `tokens` on, of all layers SEARCHED_LAYERS computed, and trained on once.
     """
 
     shape: str
@@ -56,8 +63,14 @@ class Cell:
     cap_gib: float | None = None
     warm: int = 2
     steps: int = 5
+    quantization: str = "nf4"
+    plain: bool = False
+    waits: str = "gpu"
+    mlp_tokens: int | None = None
+    longest: bool = False
 
 
+LONG, WHOLE = {"cap_gib": 24.0, "mlp_tokens": 8192, "longest": True}, {"quantization": "none", "plain": True, "warm": 1, "steps": 3}
 CELLS = {
     "8b-single": Cell("8b", "luthier", "single", 1, 4, 2048, 2),
     "8b-ddp2": Cell("8b", "luthier", "ddp", 2, 4, 2048, 2),
@@ -67,26 +80,51 @@ CELLS = {
     "32b-fsdp2-24gib": Cell("32b", "luthier", "fsdp", 2, 1, 2048, 4, cap_gib=24.0),
     "32b-fsdp2": Cell("32b", "luthier", "fsdp", 2, 4, 2048, 2, cap_gib=48.0, steps=3),
     "70b-fsdp2": Cell("70b", "luthier", "fsdp", 2, 2, 2048, 2, cap_gib=48.0, warm=1, steps=3),
+    "8b-sequence2": Cell("8b", "luthier", "sequence", 2, 4, 2048, 2),
+    "8b-long1": Cell("8b", "luthier", "single", 1, 1, 147456, 1, **LONG),
+    "8b-long2": Cell("8b", "luthier", "sequence", 2, 1, 262144, 1, **LONG),
+    "8b-bf16-ddp2": Cell("8b", "luthier", "ddp", 2, 4, 2048, 1, **WHOLE),
+    "8b-bf16-zero3": Cell("8b", "luthier", "zero3", 2, 4, 2048, 1, **WHOLE),
+    "8b-bf16-zero3-host": Cell("8b", "luthier", "zero3", 2, 4, 2048, 1, waits="host", **WHOLE),
+    "8b-bf16-zero3-drive": Cell("8b", "luthier", "zero3", 2, 4, 2048, 1, waits="/tmp/zero3", **WHOLE),
 }
 
 
 class Luthier:
-    """The train stage's own parts on the fused path: shards, gradients, micro-batches, optimizer."""
+    """The train stage's own parts: engine, shards or slices, gradients, micro-batches, optimizer."""
 
     def __init__(self, cell: Cell, ranks: Any) -> None:
         """Builds the base and its adapter."""
         import torch
 
-        from benchmarks.shapes import build
+        from benchmarks.shapes import adapted, made
+        from stages.core.streaming import decoder_layers
         from stages.train import adapter
         from stages.train.fused.model import FusedModel
+        from stages.train.plain import PlainModel
         from stages.train.ranks import Gradients
         from stages.train.shards import Shards
+        from stages.train.slices import Slices
+        from stages.train.zero import Zero
 
-        shards = Shards(ranks) if cell.parallel == "fsdp" else None
-        self.shards, self.ranks, self.cell = shards, ranks, cell
-        model = build(cell.shape, "nf4", RANK, take=None if shards is None else shards.take)
-        self.fused = FusedModel(model, cell.kept, False, cell.rows * cell.tokens, shards)
+        self.ranks, self.cell = ranks, cell
+        self.shards: Any = None
+        if cell.parallel == "fsdp":
+            self.shards = Shards(ranks)
+        elif cell.parallel == "zero3":
+            self.shards = Zero("cuda", torch.bfloat16, cell.waits)
+        base = made(cell.shape, cell.quantization, take=None if self.shards is None else self.shards.take)
+        if cell.parallel == "zero3":
+            self.shards.watch(base, decoder_layers(base))
+        self.slices = Slices(ranks, base, torch.bfloat16, cell.tokens) if cell.parallel == "sequence" else None
+        model = adapted(base, RANK)
+        if cell.plain:
+            self.engine: Any = PlainModel(model, "bucket", torch.bfloat16, 0)
+            self.engine.kept = cell.kept
+        else:
+            shards = self.shards if cell.parallel == "fsdp" else None
+            tokens = cell.mlp_tokens or cell.rows * cell.tokens
+            self.engine = FusedModel(model, cell.kept, cell.mlp_tokens is not None, tokens, shards)
         parameters = adapter.trainable(model)
         self.parameters = list(parameters.values())
         self.gradients = Gradients(ranks, parameters, cell.passes * ranks.count)
@@ -104,13 +142,54 @@ class Luthier:
             made = [TokenRow("", np.array(row, dtype=np.int64), np.ones(len(row), dtype=bool)) for row in rows]
             if self.shards is not None:
                 self.shards.begin()
-            loss = self.fused.summed_loss(made) / targets
+            loss = self.engine.summed_loss(made, slices=self.slices) / targets
             loss.backward()
             losses.append(loss.detach())
-        total, _ = self.gradients.exchange(losses, self.ranks.rank * len(passes), len(passes) * self.ranks.count, None)
+        place, shares = (self.ranks.rank, self.ranks.count) if self.slices is None else (0, 1)
+        total, _ = self.gradients.exchange(losses, place * len(passes), len(passes) * shares, None)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         return sum(total)
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a pass over one row fits every rank; of its layers SEARCHED_LAYERS are computed."""
+        import gc
+
+        import torch
+
+        from stages.core.batches import TokenRow
+
+        row = TokenRow("", np.array(drawn([tokens], np.random.default_rng(0))[0], dtype=np.int64), np.ones(tokens, dtype=bool))
+        whole, fits = self.engine.decoder, True
+        self.gradients.clear()
+        self.engine.decoder = whole[:SEARCHED_LAYERS]
+        try:
+            self.engine.summed_loss([row], slices=self.slices).backward()
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            fits = False
+        gc.collect()
+        torch.cuda.empty_cache()
+        if self.slices is not None:
+            whole_pass, self.slices.layers = self.slices.layers, SEARCHED_LAYERS
+            self.slices.finish(0, True)
+            self.slices.layers = whole_pass
+        self.engine.decoder = whole
+        return all(self.ranks.gathered(fits))
+
+    def longest(self) -> int:
+        """Tokens of the longest row that fits, in steps of SEARCH_STEP from the cell's on, up or down."""
+        self.step([drawn([1024], np.random.default_rng(0))], 1023)  # the optimizer's moments stay from here on
+        tokens = self.cell.tokens
+        if self.fits(tokens):
+            while self.fits(tokens + SEARCH_STEP):
+                tokens += SEARCH_STEP
+            return tokens
+        while tokens > SEARCH_STEP:
+            tokens -= SEARCH_STEP
+            if self.fits(tokens):
+                break
+        return tokens
 
 
 class Accelerate:
@@ -162,7 +241,13 @@ def measure(cell: Cell) -> None:
     machine.cap_memory(cell.cap_gib)
     begin = time.perf_counter()
     try:
-        found = timed(cell, (Luthier if cell.engine == "luthier" else Accelerate)(cell, ranks), ranks, begin)
+        if cell.engine == "accelerate":
+            found = timed(cell, Accelerate(cell, ranks), ranks, begin)
+        else:
+            engine = Luthier(cell, ranks)
+            if cell.longest:
+                cell = replace(cell, tokens=engine.longest(), warm=0, steps=1)
+            found = timed(cell, engine, ranks, begin)
     except torch.OutOfMemoryError as error:
         found = {"failed": str(error).split(". ")[0]}
         print("RESULT " + json.dumps({"cell": asdict(cell), **found}, sort_keys=True), flush=True)
@@ -191,16 +276,18 @@ def timed(cell: Cell, engine: Any, ranks: Any, begin: float) -> dict[str, Any]:
     torch.cuda.synchronize()
     load_seconds, load = time.perf_counter() - begin, machine.peak_memory("cuda")
     torch.cuda.reset_peak_memory_stats()
-    generator = np.random.default_rng(ranks.rank)
+    shares = 1 if cell.parallel == "sequence" else ranks.count  # of a step's rows; a slice is one of the same rows
+    generator = np.random.default_rng(ranks.rank % shares)
     lengths = [cell.tokens] * cell.rows
-    targets = (cell.tokens - 1) * cell.rows * cell.passes * ranks.count
-    start = loss = 0.0
+    targets = (cell.tokens - 1) * cell.rows * cell.passes * shares
+    start = 0.0
+    losses = []
     for number in range(cell.warm + cell.steps):
         if number == cell.warm:
             torch.cuda.synchronize()
             ranks.gathered(None)
             start = time.perf_counter()
-        loss = engine.step([drawn(lengths, generator) for _ in range(cell.passes)], targets)
+        losses.append(engine.step([drawn(lengths, generator) for _ in range(cell.passes)], targets))
     torch.cuda.synchronize()
     seconds = max(ranks.gathered(time.perf_counter() - start)) / cell.steps
     peaks = ranks.gathered(
@@ -212,11 +299,12 @@ def timed(cell: Cell, engine: Any, ranks: Any, begin: float) -> dict[str, Any]:
         }
     )
     most = {name: max(peak[name] for peak in peaks) for name in peaks[0]}
-    tokens = cell.tokens * cell.rows * cell.passes * ranks.count
+    tokens = cell.tokens * cell.rows * cell.passes * shares
     return {
         "tokens_per_second": round(tokens / seconds, 1),
         "step_seconds": round(seconds, 4),
-        "loss": loss,
+        "loss": losses[-1],
+        "losses": losses,
         "load_seconds": round(load_seconds, 1),
         **most,
     }

@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, made where they are trained. In: a shape's name. Out: a PeftModel in training mode.
+"""Models of published shapes with random weights, made where they are trained. In: a shape. Out: a base, or a PeftModel in training mode.
 
 No disk and never a whole model in bfloat16: it is made on the meta device, then filled module by module, and each matrix of an NF4 base
 is quantised before the next is drawn, so that a 32B base takes no more memory while it is made than after.
@@ -47,26 +47,35 @@ def config_of(shape: str) -> dict[str, Any]:
     return config
 
 
-def build(
+def build(shape: str, quantization: str, rank: int, device: str = "cuda", dtype: "torch.dtype | None" = None) -> "PeftModel":
+    """A base of the shape with a fresh LoRA on all linear layers, in training mode; arguments as of `made` and `adapted`."""
+    return adapted(made(shape, quantization, device, dtype), rank)
+
+
+def adapted(base: Any, rank: int) -> "PeftModel":
+    """A base with a fresh LoRA of a rank on all linear layers, its parameters in float32; in training mode, the base frozen."""
+    train = load_params(ROOT / "params.yaml").train
+    return adapter.attach(base, train.model_copy(update={"rank": rank, "alpha": rank, "target_modules": "all-linear"}), [], seed=1)
+
+
+def made(
     shape: str,
     quantization: str,
-    rank: int,
     device: str = "cuda",
     dtype: "torch.dtype | None" = None,
     take: "Callable[[int, torch.nn.Module], None] | None" = None,
-) -> "PeftModel":
-    """A base of the shape with a fresh LoRA on all linear layers.
+) -> Any:
+    """A base of the shape.
 
     Args:
         shape: 1b | 7b | 8b | 13b | 32b | 70b | tiny.
         quantization: nf4 (double-quantised, CUDA only) | none.
-        rank: of the LoRA, whose parameters are float32.
         device: cuda | cpu.
         dtype: of the base's weights that are not quantised, and of the products; None takes bfloat16.
         take: called with the number of each decoder layer and the layer, once it is made; it may keep a part (Shards.take).
 
     Returns:
-        The model in training mode, base frozen.
+        transformers' model, frozen.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -93,9 +102,7 @@ def build(
     base.tie_weights()
     if quantization == "nf4":
         base.is_loaded_in_4bit = True  # what PEFT asks before it takes its layers for bitsandbytes
-    base.eval().requires_grad_(False)
-    train = load_params(ROOT / "params.yaml").train
-    return adapter.attach(base, train.model_copy(update={"rank": rank, "alpha": rank, "target_modules": "all-linear"}), [], seed=1)
+    return base.eval().requires_grad_(False)
 
 
 def _quantized(module: "torch.nn.Linear", device: str, dtype: "torch.dtype") -> "torch.nn.Module":

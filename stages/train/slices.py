@@ -28,9 +28,11 @@ class Slices:
     """The tokens of a micro-batch, of which each rank has an equal slice.
 
     Attributes:
+        layers: decoder layers that a pass has.
         lengths: tokens of each row that lies end to end, the padding as one more row; None where rows lie beside each other.
     """
 
+    layers: int
     lengths: tuple[int, ...] | None
 
     def __init__(self, ranks: "Ranks", model: "PreTrainedModel", dtype: torch.dtype, longest: int) -> None:
@@ -54,7 +56,7 @@ class Slices:
             raise UserError(f"train.parallel is sequence, but {why}; take ddp or fsdp")
         shape = shape_of(config)
         self._ranks, self._dtype, self._device = ranks, dtype, model.device
-        self._layers, self._heads, self._head_dim = shape.layers, shape.heads, shape.q // shape.heads
+        self.layers, self._heads, self._head_dim = shape.layers, shape.heads, shape.q // shape.heads
         kv_heads = shape.kv // self._head_dim
         self._copies = max(1, ranks.count // kv_heads)  # of keys and values, where there are more ranks than heads of theirs
         self._kv_heads = kv_heads * self._copies
@@ -148,9 +150,9 @@ class Slices:
             backward: whether the pass has one.
         """
         into, back = self._heads + 2 * self._kv_heads, self._heads
-        sizes = [into, back] * self._layers
+        sizes = [into, back] * self.layers
         if backward:
-            sizes += [back, into] * kept + [into, back, back, into] * (self._layers - kept)
+            sizes += [back, into] * kept + [into, back, back, into] * (self.layers - kept)
         for heads in sizes[self._exchanges :]:
             shape = (self._ranks.count, self._tokens, heads // self._ranks.count, self._width)
             self._exchanged(torch.zeros(shape, dtype=self._dtype, device=self._device))

@@ -30,7 +30,7 @@ class Zero:
             waits: runtime.zero_offload: gpu | host | a folder of an NVMe drive.
 
         Raises:
-            UserError: DeepSpeed is not installed.
+            UserError: DeepSpeed is not installed, or what it compiles for a drive is not there.
         """
         os.environ.setdefault("DS_ACCELERATOR", device)
         try:
@@ -42,9 +42,16 @@ class Zero:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         if device == "cpu":  # else it compiles an all-reduce of its own at the first start, which takes minutes
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
         self._dtype = dtype
         self._remote = {"gpu": None, "host": "cpu"}.get(waits, "nvme")
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if self._remote == "nvme" and not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                f"runtime.zero_offload is {waits}, and to read a drive DeepSpeed compiles its async_io against libaio, which is not here; "
+                "install its headers (Debian and Ubuntu: libaio-dev), or set runtime.zero_offload: host"
+            )
+        deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
         offload: dict[str, Any] = {} if self._remote is None else {"device": self._remote, "pin_memory": device == "cuda"}
         if self._remote == "nvme":
             offload["nvme_path"] = waits

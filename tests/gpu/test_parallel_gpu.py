@@ -35,6 +35,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "auto": {"train__parallel": "auto", "train__micro_batch_tokens": "auto"},
     "fsdp": {"train__parallel": "fsdp"},
     "fsdp_plain": {"train__parallel": "fsdp", "train__kernels": "plain", "train__recompute": 2},
+    "sequence": {"train__parallel": "sequence"},
+    "sequence_plain": {"train__parallel": "sequence", "train__kernels": "plain", "train__recompute": 2},
     "killed": {"train__parallel": "fsdp", "train__epochs": 40.0},
 }
 
@@ -99,7 +101,7 @@ def course(root: Path) -> tuple[list[float], list[float]]:
     return [point["loss"] for point in state["train"]], [point["loss"] for point in state["validation"]]
 
 
-@pytest.mark.parametrize("name", ["ddp", "auto", "fsdp", "fsdp_plain"])
+@pytest.mark.parametrize("name", ["ddp", "auto", "fsdp", "fsdp_plain", "sequence", "sequence_plain"])
 def test_two_gpus_train_as_one_does(runs: dict[str, Path], name: str) -> None:
     assert course(runs[name])[0] == pytest.approx(course(runs["single"])[0], rel=1e-2)
     assert course(runs[name])[1] == pytest.approx(course(runs["single"])[1], rel=1e-2)
