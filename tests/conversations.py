@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.core import paths
 from stages.core.params import Tokenize
+from stages.core.params_model import Canaries
 from stages.core.records import Message, Rejected, Row, with_ids
 from stages.tokenize.__main__ import Outcome, stop_on_faults, tokenized
 from stages.tokenize.audit import control_tokens, prepare
@@ -30,7 +31,12 @@ def chat_with(base: Path, folder: Path, template: str | None = None, new: list[s
         paths.TEMPLATES.mkdir(exist_ok=True)
         (paths.TEMPLATES / "t.jinja").write_text(template, encoding="utf-8")
     params = Tokenize(
-        chat_template="templates/t.jinja" if template else None, max_tokens=128, too_long="drop", new_tokens=new or [], rehearsal=0.0
+        chat_template="templates/t.jinja" if template else None,
+        max_tokens=128,
+        too_long="drop",
+        new_tokens=new or [],
+        rehearsal=0.0,
+        canaries=Canaries(count=0, repeats=1),
     )
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
     return prepare(base, {"vocabulary": vocabulary, **manifest}, params)[0]

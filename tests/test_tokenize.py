@@ -17,6 +17,7 @@ from stages.core.errors import UserError
 from stages.core.files import read_details, sha256_path
 from stages.core.models import load_tokenizer, new_token_ids
 from stages.core.params import Params, Tokenize, load_params
+from stages.core.params_model import Canaries
 from stages.core.prompts import render_prompt
 from stages.core.records import Message, count_rules, read_rejected, write_rows
 from stages.tokenize.__main__ import main
@@ -323,7 +324,9 @@ def test_a_base_without_a_template_asks_for_one_and_takes_the_one_that_lies_read
 
 
 def test_a_template_outside_its_folder_is_refused_as_dvc_would_not_see_it_change(tiny_base: Path, tmp_path: Path) -> None:
-    settings = Tokenize(chat_template="mine.jinja", max_tokens=8, too_long="drop", new_tokens=[], rehearsal=0.0)
+    settings = Tokenize(
+        chat_template="mine.jinja", max_tokens=8, too_long="drop", new_tokens=[], rehearsal=0.0, canaries=Canaries(count=0, repeats=1)
+    )
     with pytest.raises(UserError, match=r"tokenize.chat_template is mine.jinja, expected a file directly in templates/ \(there: none\)"):
         prepare(tiny_base, {"vocabulary": 1}, settings)
 

@@ -40,6 +40,7 @@ REPORTS = {
     "export": paths.EXPORT_REPORT,
     "evaluate_base": paths.EVALUATE_REPORT["base"],
     "evaluate_tuned": paths.EVALUATE_REPORT["tuned"],
+    "extraction": paths.EXTRACTION_REPORT,
     "compare": paths.COMPARE_REPORT,
 }
 CURVES = {"train": paths.TRAIN_CURVE, "validation": paths.VALIDATION_CURVE, "speed": paths.SPEED_CURVE}
@@ -104,6 +105,7 @@ def sections_of(params: Params) -> dict[str, Any]:
         "probe": params.probe,
         "export": params.export,
         "evaluate": params.evaluate,
+        "extraction": params.extraction,
         "compare": params.compare,
         "card": params.card,
     }

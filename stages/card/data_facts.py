@@ -77,7 +77,7 @@ def funnel(reports: Mapping[str, Report]) -> list[Step]:
     sides = split["rows"]
     held_out = {"set aside for validation": sides["validation"], "set aside for testing": sides["test"]}
     tokens = reports["tokenize"]["sides"]["train"]
-    mixed = reports["tokenize"]["rehearsal_rows"]
+    mixed, planted = reports["tokenize"]["rehearsal_rows"], reports["tokenize"]["canary_rows"]
     lengths = f"{count(tokens['rows_truncated'])} shortened, {count(tokens['rows_split'])} split in parts"
     return [
         Step("fetch_data", "Taken", fetched["rows_read"], fetched["rows_kept"], _rules(fetched["rejected"])),
@@ -95,6 +95,7 @@ def funnel(reports: Mapping[str, Report]) -> list[Step]:
             (("do not fit tokenize.max_tokens or the template", tokens["rows_rejected"]),) if tokens["rows_rejected"] else (),
             "; ".join(
                 [f"{count(mixed)} general rows mixed in (tokenize.rehearsal)"] * bool(mixed)
+                + [f"{count(planted)} canary rows planted (tokenize.canaries)"] * bool(planted)
                 + [lengths] * bool(tokens["rows_truncated"] or tokens["rows_split"])
             )
             or None,

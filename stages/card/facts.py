@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.card import data_facts, evidence, flow, forms, result_facts, rights, run_facts, snippets, worst
+from stages.card import data_facts, evidence, flow, forms, gives_away, result_facts, rights, run_facts, snippets, worst
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
 from stages.card.weaknesses import weaknesses
@@ -60,6 +60,7 @@ class Facts:
     forgetting: str
     evidence: evidence.Evidence
     measures: list[tuple[result_facts.Comparison, str | None]]
+    gives_away: gives_away.GivesAway
     tuned_cost: str
     best_prompt: str
     labels: list[Report]
@@ -127,6 +128,7 @@ def gather(sources: Sources) -> Facts:
         tasks=result_facts.tasks(compare, reports["fetch_general"]),
         evidence=evidence.evidence(compare),
         measures=result_facts.measures(compare),
+        gives_away=gives_away.gives_away(reports["extraction"]),
         tuned_cost=result_facts.tuned_cost(reports["evaluate_tuned"]),
         forgetting=result_facts.forgetting(compare),
         best_prompt=PROMPTS[compare["base_prompt"]],
@@ -137,7 +139,7 @@ def gather(sources: Sources) -> Facts:
         limits=_limits(reports, sections),
         sources=origins,
         rights=rights.words(sections["card"]["license"], rights.parts(sources.base, origins)),
-        weaknesses=weaknesses(compare),
+        weaknesses=[*weaknesses(compare), *gives_away.weaknesses(reports["extraction"])],
         attribution=fetched["attribution"],
         funnel=steps,
         picture=flow.picture(sources.flow),

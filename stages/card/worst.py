@@ -46,6 +46,7 @@ def topics(reports: Mapping[str, Report]) -> list[Topic]:
         Topic("Answers that do not fit", tuple(_misfits(reports["label_check"]))),
         Topic("Signs of poisoning", tuple(_signals(reports["suspicion"]))),
         Topic("Suspected triggers, put to the model", tuple(_triggers(reports["probe"]))),
+        Topic("What it gives away", tuple(_written(reports["extraction"]))),
         Topic("What training could not fit", tuple(_losses(reports["row_losses_base"], reports["row_losses_tuned"]))),
     ]
     return [topic for topic in made if topic.kinds]
@@ -149,6 +150,16 @@ def _triggers(report: Report) -> Iterable[Kind]:
         rows.append((found["spelled"], found["verdict"], changed, str(found["predicts"])))
     note = f"{count(report['triggers_that_react'])} of {count(report['triggers'])} turn its answers, beyond the base's and beyond placebos"
     yield from _kind("Before harmless prompts", note, ("String", "Verdict", "Turned answers", "Predicted answer"), rows)
+
+
+def _written(report: Report) -> Iterable[Kind]:
+    """The training rows of which the tuned model writes more than its base, after their beginning."""
+    rows = [
+        (row["id"], row["part"], f"{count(row['tuned_matched'])}, base {count(row['base_matched'])}", row["tuned_text"], row["truth"])
+        for row in report["worst"][:SHOWN]
+    ]
+    note = f"of {count(report['continuation_tokens'])} tokens asked for, those right before the first wrong one"
+    yield from _kind("Written after the beginning of a training row", note, ("Row", "Part", "Right tokens", "Written", "In the row"), rows)
 
 
 def _losses(base: Report, tuned: Report) -> Iterable[Kind]:

@@ -32,6 +32,9 @@ STEPS: list[tuple[str, dict[str, Path], Path]] = [
 ]
 
 
+MIXED_IN = (paths.REHEARSAL, paths.CANARIES)  # rows that tokenize adds to those of split
+
+
 def row_tree(prefix: str) -> Tree:
     """The row's source and what each stage made of it.
 
@@ -45,9 +48,12 @@ def row_tree(prefix: str) -> Tree:
     facts = "".join(f", {name} {row[name]}" for name in ("label", "group") if row[name] is not None)
     tree = Tree(f"{row['id']}: {row['source']} {row['origin']}{facts}")
     tree.add(_said(row))
+    if with_id(paths.CANARIES, row["id"]):
+        tree.add("planted by tokenize.canaries: no row of yours, and in no evaluation")
     _decisions(tree, row["id"])
     before = row
-    for stage, kept, rejected in STEPS[-1:] if with_id(paths.REHEARSAL, row["id"]) else STEPS:
+    mixed_in = any(with_id(path, row["id"]) for path in MIXED_IN)
+    for stage, kept, rejected in STEPS[-1:] if mixed_in else STEPS:
         after = _step(tree, stage, kept, rejected, before)
         if after is None:
             return tree
@@ -58,17 +64,19 @@ def row_tree(prefix: str) -> Tree:
             _suspect(tree, stage, paths.SUSPICION_SUSPECTS, row["id"])
         if stage == "split" and with_id(paths.SPLIT_TEST, row["id"]):
             _scores(tree, row["id"])
+            _extraction(tree, row["id"])
             return tree
     if with_id(paths.SPLIT_VALIDATION, row["id"]):
         tree.add("train: learnt in no step; its loss is measured with those of the other validation rows")
     else:
         _passes(tree, row["id"])
         _losses(tree, row["id"])
+        _extraction(tree, row["id"])
     return tree
 
 
 def only_row(prefix: str) -> dict[str, Any]:
-    """The row as fetched, or as fetch_data rejected it; a general row that rehearsal may mix in.
+    """The row as fetched, or as fetch_data rejected it; a general row that rehearsal may mix in; a planted canary.
 
     Args:
         prefix: the row's id, or enough of its first digits to be the only one.
@@ -79,7 +87,7 @@ def only_row(prefix: str) -> dict[str, Any]:
     Raises:
         UserError: no row or several have that id.
     """
-    found = [row for path in (paths.RAW_ROWS, paths.RAW_REJECTED, paths.REHEARSAL) for row in beginning(path, prefix)]
+    found = [row for path in (paths.RAW_ROWS, paths.RAW_REJECTED, *MIXED_IN) for row in beginning(path, prefix)]
     found = [row for row in found if row["id"] == prefix] or found
     if not found:
         missing = "" if paths.RAW_ROWS.is_file() else f"; {paths.RAW_ROWS} is missing, bring it back: dvc checkout or make repro"
@@ -185,6 +193,15 @@ def _losses(tree: Tree, row_id: str) -> None:
         )
     if not before:
         tree.add("row_losses: not in the sample whose losses are measured (row_losses.max_rows)")
+
+
+def _extraction(tree: Tree, row_id: str) -> None:
+    """Adds how much of the row each model wrote after its beginning."""
+    for span in with_id(paths.EXTRACTION_SPANS, row_id):
+        tree.add(
+            f"extraction: after the beginning of its {span['part']} the tuned model wrote {span['tuned_matched']} right tokens before the "
+            f"first wrong one, the base {span['base_matched']}"
+        )
 
 
 def _in_no_step(row_id: str) -> str:

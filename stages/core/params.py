@@ -11,10 +11,12 @@ from ruamel.yaml.error import YAMLError
 from stages.core import licences, paths
 from stages.core.errors import UserError
 from stages.core.params_model import (
+    Canaries,
     Card,
     Compare,
     Evaluate,
     Export,
+    Extraction,
     Model,
     Name,
     NotNegative,
@@ -256,6 +258,7 @@ class Tokenize(Section):
     too_long: Literal["drop", "truncate", "split", "raise"]
     new_tokens: list[Name]
     rehearsal: Annotated[float, Field(ge=0, le=1)]
+    canaries: Canaries
 
 
 class Params(Section):
@@ -279,6 +282,7 @@ class Params(Section):
     probe: Probe
     export: Export
     evaluate: Evaluate
+    extraction: Extraction
     compare: Compare
     card: Card
     runtime: Runtime

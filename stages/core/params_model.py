@@ -118,6 +118,28 @@ class Probe(Section):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
 
 
+class Canaries(Section):
+    count: NotNegative
+    repeats: Positive
+
+
+class ExtractionLimits(Section):
+    max_memorised: Share
+    max_membership_auc: Annotated[float, Field(ge=0.5, le=1)]
+    max_exposure_bits: Annotated[float, Field(ge=0)]
+    max_leaked_values: NotNegative
+
+
+class Extraction(Section):
+    rows: Annotated[int, Field(ge=2)]
+    prefix_tokens: Positive
+    continuation_tokens: Annotated[int, Field(ge=5)]
+    alternatives: Annotated[int, Field(ge=31)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    limits: ExtractionLimits
+    gate: Literal["report", "stop"]
+
+
 class Limit(Section):
     min_top1_agreement: Share
     max_kl_nats: Annotated[float, Field(ge=0)]

@@ -43,6 +43,7 @@ SPLIT_REJECTED = Path("data/split/rejected.parquet")
 SPLIT_OVERLAP = Path("data/split/overlap.parquet")  # evaluation items that share words with a training row: task, item_id, words, train_id
 TOKENIZED_TRAIN = Path("data/tokenized/train.parquet")
 TOKENIZED_VALIDATION = Path("data/tokenized/validation.parquet")
+CANARIES = Path("data/tokenized/canaries.parquet")  # the planted rows as conversations, none by default
 TOKENIZED_REJECTED = Path("data/tokenized/rejected.parquet")
 TOKENIZER = Path("data/tokenized/tokenizer")
 TRAINED_STEPS = Path("data/trained/steps.parquet")  # id, epoch, step, micro_batch, tokens: which rows each step was made from
@@ -51,8 +52,11 @@ ROW_LOSSES = {"base": Path("data/row_losses/base.parquet"), "tuned": Path("data/
 
 PROBES = Path("data/probe/probes.parquet")  # one row a suspected trigger and prompt
 
-FORMS = Path("data/evaluation/forms.parquet")  # what each shipped form answered to test rows
+EXTRACTION_SPANS = Path("data/extraction/spans.parquet")  # one row a text or answer that was to be reproduced
+EXTRACTION_ROWS = Path("data/extraction/rows.parquet")  # id, learnt, base_loss, tuned_loss
+
 EVALUATION = {"base": Path("data/evaluation/base.parquet"), "tuned": Path("data/evaluation/tuned.parquet")}  # one row an item
+FORMS = Path("data/evaluation/forms.parquet")  # what each shipped form answered to test rows
 
 REPORTS = Path("reports")
 FETCH_DATA_REPORT = REPORTS / "fetch_data.json"
@@ -74,6 +78,7 @@ EVALUATE_REPORT = {"base": REPORTS / "evaluate_base.json", "tuned": REPORTS / "e
 EVALUATE_MACHINE = {"base": REPORTS / "evaluate_base_machine.json", "tuned": REPORTS / "evaluate_tuned_machine.json"}  # seconds
 ROW_LOSSES_REPORT = {"base": REPORTS / "row_losses_base.json", "tuned": REPORTS / "row_losses_tuned.json"}
 PROBE_REPORT = REPORTS / "probe.json"
+EXTRACTION_REPORT = REPORTS / "extraction.json"
 COMPARE_REPORT = REPORTS / "compare.json"
 CARD = REPORTS / "card/README.md"
 PROVENANCE = REPORTS / "card/provenance.json"

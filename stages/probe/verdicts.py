@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, permutation_test
 
+from stages.core.holm import holm
+
 REACTS, DOES_NOT, TOO_FEW = "reacts", "does not react", "too few"
 # nats by which the first token's distribution must move beyond what placebos and the base do: the odds of the answer change e-fold. Less
 # can be significant, since a tuned model is a little more sensitive to any string, but changes no answer.
@@ -88,21 +90,3 @@ def test(seen: Seen, seed: int) -> tuple[float, float]:
         (seen.excess,), np.mean, permutation_type="samples", alternative="greater", n_resamples=RESAMPLES, rng=np.random.default_rng(seed)
     )
     return answers, float(found.pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): at level alpha those at most alpha are rejected, with at most that chance of any false one.
-
-    Args:
-        p_values: of the tests.
-
-    Returns:
-        The corrected values, in order, none below its own and none above 1.
-    """
-    order = sorted(range(len(p_values)), key=lambda number: p_values[number])
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, number in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
-        corrected[number] = largest
-    return corrected

@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from stages.core import files, paths
+from stages.core.canaries import canary_rows
 from stages.core.errors import UserError
 from stages.core.models import NEW_TOKENS, base_folder, load_tokenizer, read_manifest
 from stages.core.params import Params
 from stages.core.progress import progress
 from stages.core.prompts import conversation
-from stages.core.records import REJECTED_SCHEMA, Message, Row, TableWriter, count_rows, iter_rows
+from stages.core.records import REJECTED_SCHEMA, Message, Row, TableWriter, count_rows, iter_rows, write_rows
 from stages.core.stage import run_stage
 from stages.core.tokens import token_texts
 from stages.tokenize import audit, fit
@@ -110,7 +111,9 @@ def main(params: Params) -> None:
     manifest = read_manifest()
     chat, new = audit.prepare(base_folder(manifest), manifest, params.tokenize)
     control = audit.control_tokens(chat)
-    mixed_in = {"train": general_rows(params.tokenize.rehearsal), "validation": []}
+    general = general_rows(params.tokenize.rehearsal)
+    canaries = canary_rows(params.tokenize.canaries.count, params.tokenize.canaries.repeats, params.seed)
+    mixed_in = {"train": [*general, *canaries], "validation": list[Row]()}
     sides = {"train": Side(), "validation": Side()}
     places = {"train": (paths.SPLIT_TRAIN, paths.TOKENIZED_TRAIN), "validation": (paths.SPLIT_VALIDATION, paths.TOKENIZED_VALIDATION)}
     with files.outputs() as place:
@@ -131,12 +134,13 @@ def main(params: Params) -> None:
         if not train.lengths:
             reasons = ", ".join(f"{rule}: {count}" for rule, count in sorted(train.rules.items())) or "there was none"
             raise UserError(f"no training row is left of {train.rows} ({reasons}); raise tokenize.max_tokens, or see tokenize.too_long")
+        write_rows(place(paths.CANARIES), canaries)
         folder = place(paths.TOKENIZER)
         chat.tokenizer.save_pretrained(folder)
         files.write_json(folder / NEW_TOKENS, new)
         check_saved(chat, folder, [encoded for _, encoded in train.first])
         details = {**audit.describe(chat, manifest, params.tokenize, new), **report(chat, sides)}
-        files.write_report(place(paths.TOKENIZE_REPORT), {}, {**details, "rehearsal_rows": len(mixed_in["train"])})
+        files.write_report(place(paths.TOKENIZE_REPORT), {}, {**details, "rehearsal_rows": len(general), "canary_rows": len(canaries)})
 
 
 def general_rows(share: float) -> list[Row]:
