@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.statistics import best_of, binary, continuous, family, figures
-from stages.compare.statistics import detectable_share, holm, mcnemar, paired
+from stages.compare.statistics import detectable_share, hall_test, holm, mcnemar, paired
 
 NOISE = 3 * np.sqrt(0.05 * 0.95 / 400)  # of a share of 400 trials that is 5 %
 
@@ -37,6 +37,19 @@ def test_scores_that_are_numbers_raise_few_false_alarms_and_the_detectable_diffe
     assert seen.false_claims <= 0.05 + NOISE
     assert 0.95 - NOISE <= seen.coverage <= 0.95 + NOISE
     assert 0.72 <= seen.power <= 0.88
+
+
+def test_skewed_differences_of_few_items_raise_few_false_alarms_whichever_model_has_the_rare_large_gains() -> None:
+    for sign in (1, -1):
+        cell = continuous(50, "skewed", lambda rng, size, sign=sign: sign * (rng.exponential(size=size) - 1), 1.0)  # type: ignore[misc]
+        assert figures(cell, 1000, 400, 0).false_claims <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=40), st.floats(0.1, 5))
+def test_halls_test_mirrors_with_the_models_and_a_larger_difference_is_never_less_sure(values: list[float], step: float) -> None:
+    differences = np.array(values) - np.mean(values)
+    assert hall_test(differences + step) == pytest.approx(hall_test(-differences - step))
+    assert hall_test(differences + 2 * step + 1) <= hall_test(differences + step + 1) + 1e-9 or differences.std() == 0
 
 
 def test_holms_correction_keeps_the_chance_of_any_false_claim_of_several_tasks() -> None:
