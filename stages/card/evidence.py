@@ -9,7 +9,7 @@ from typing import Any
 from stages.card.charts import Chart, line_chart
 from stages.card.reading import Report
 from stages.card.result_facts import metric_of
-from stages.card.words import count, number, percent, task_name
+from stages.card.words import chance, count, percent, task_name
 
 LOST = 12  # items that the report shows, the first of each task in turn
 
@@ -96,7 +96,7 @@ def described(part: Report, compare: Report) -> Slice:
         classical=None if part["classical"] is None else metric.value(part["classical"]),
         gap=metric.gap(part["difference"]),
         limits=metric.limits(*part["ci95"]),
-        p_value=number(part["p_holm"]) if part["judged"] else None,
+        p_value=chance(part["p_holm"]) if part["judged"] else None,
     )
 
 

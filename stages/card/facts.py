@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.card import data_facts, evidence, flow, forms, gives_away, result_facts, rights, run_facts, snippets, worst
+from stages.card import data_facts, evidence, flow, forms, gives_away, plain, result_facts, rights, run_facts, snippets, worst
 from stages.card.charts import Chart, sparkline
 from stages.card.reading import Report
 from stages.card.weaknesses import weaknesses
@@ -47,6 +47,10 @@ class Facts:
     license: str
     language: str
     developed_by: str | None
+    repository: str | None
+    plain: list[tuple[str, str]]
+    glossary: list[tuple[str, str]]
+    not_for: str
     verdict: result_facts.Verdict
     metric: str
     better: str
@@ -92,6 +96,8 @@ class Facts:
     forms: forms.Table | None
     machine: list[tuple[str, str]]
     hardware: str
+    seconds: float
+    grid: float
     energy: list[tuple[str, str]]
     watched: list[tuple[str, str]]
     origin: list[tuple[str, str]]
@@ -109,6 +115,8 @@ def gather(sources: Sources) -> Facts:
     domain = result_facts.domain(compare, reports["evaluate_base"], reports["evaluate_tuned"])
     steps, origins = data_facts.funnel(reports), data_sources(fetched)
     labelled = split["labels"]["train"].keys() != {"(none)"}
+    weak = [*weaknesses(compare), *gives_away.weaknesses(reports["extraction"])]
+    allowed = rights.words(sections["card"]["license"], rights.parts(sources.base, origins))
     losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
     return Facts(
         name=sections["card"]["name"],
@@ -116,6 +124,18 @@ def gather(sources: Sources) -> Facts:
         license=sections["card"]["license"],
         language=sections["card"]["language"],
         developed_by=sections["card"]["developed_by"],
+        repository=sections["card"]["repository"],
+        plain=plain.answers(
+            sources.base["name"],
+            sources.base["parameters"],
+            steps[-1].rows_out,
+            compare["domain"]["items"],
+            sections["card"]["intended_use"],
+            weak,
+            allowed,
+        ),
+        glossary=plain.GLOSSARY,
+        not_for=plain.NOT_FOR,
         verdict=result_facts.verdict(compare),
         metric=metric.name,
         better=metric.better,
@@ -138,8 +158,8 @@ def gather(sources: Sources) -> Facts:
         base=sources.base,
         limits=_limits(reports, sections),
         sources=origins,
-        rights=rights.words(sections["card"]["license"], rights.parts(sources.base, origins)),
-        weaknesses=[*weaknesses(compare), *gives_away.weaknesses(reports["extraction"])],
+        rights=allowed,
+        weaknesses=weak,
         attribution=fetched["attribution"],
         funnel=steps,
         picture=flow.picture(sources.flow),
@@ -161,6 +181,8 @@ def gather(sources: Sources) -> Facts:
         forms=forms.table(reports["export"], compare),
         machine=run_facts.machine(reports),
         hardware=run_facts.hardware(reports),
+        seconds=reports["train_machine"]["seconds"],
+        grid=sections["card"]["grid_co2_grams_per_kwh"],
         energy=run_facts.energy(sources.provenance["energy"]),
         watched=run_facts.watched(reports),
         origin=run_facts.origin(sources.provenance, reports),

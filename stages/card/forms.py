@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stages.card.reading import Report
 from stages.card.result_facts import LEVEL, metric_of
-from stages.card.words import count, number, percent, size
+from stages.card.words import chance, count, number, percent, size
 
 FORMS = {"merged": "Merged, bfloat16", "f16": "GGUF F16", "q8_0": "GGUF Q8_0", "q4_k_m": "GGUF Q4_K_M"}
 
@@ -48,7 +48,7 @@ def table(export: Report, compare: Report) -> Table | None:
             [f"{metric.name} on {count(paired[0]['items'])} test rows", *scores],
             ["difference from the adapter", "", *(metric.gap(one["difference"]) for one in paired)],
             [f"its {LEVEL} interval", "", *(metric.limits(*one["ci95"]) for one in paired)],
-            ["p (McNemar, Holm)", "", *(number(one["p_holm"]) for one in paired)],
+            ["p (McNemar, Holm)", "", *(chance(one["p_holm"]) for one in paired)],
             ["verdict", "", *(one["verdict"] for one in paired)],
         ]
     sizes = [size(export["adapter_bytes"]), *(size(form.get("bytes", export["merged_bytes"])) for form in forms)]

@@ -45,7 +45,7 @@ def metadata(facts: Facts, sources: Sources) -> ModelCardData:
         base_model=sources.base["name"],
         datasets=[package["name"]] if package is not None else None,  # a user's file has no name on the hub
         language=sections["card"]["language"],
-        license=sections["card"]["license"],
+        license=sections["card"]["license"].lower(),  # as the hub spells SPDX's names
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "luthier", *(["text-classification"] if classified else [])],

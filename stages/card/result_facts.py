@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
-from stages.card.words import ACCURACY, LOSSES, METRICS, NO_BREAK, OTHERS, OWN, PROMPTS, Metric, count, number, task_name
+from stages.card.words import ACCURACY, LOSSES, METRICS, NO_BREAK, OTHERS, OWN, PROMPTS, Metric, chance, count, number, task_name
 
 VERDICTS = ("improved", "no difference", "worse")
 SHOWN_MISTAKES = 6
@@ -138,7 +138,7 @@ def _against(
         tuned=tuned.text,
         gap=metric.gap(entry["difference"]),
         limits=metric.limits(*entry["ci95"]),
-        p_value=number(entry["p_holm"]),
+        p_value=chance(entry["p_holm"]),
         won=count(entry["won"]),
         lost=count(entry["lost"]),
         items=count(entry["items"]),
@@ -197,7 +197,7 @@ def tuned_cost(evaluated: Report) -> str:
 
 
 def _tokens(entry: Report) -> str:
-    return f"{number(entry['prompt_tokens'])} tokens read, {number(entry['new_tokens'])} written"
+    return f"{entry['prompt_tokens']:,.0f} tokens read, {entry['new_tokens']:.1f} written"
 
 
 def _top(compare: Report) -> float:
@@ -288,7 +288,7 @@ def verdict(compare: Report) -> Verdict:
     }[compare["verdict"]]
     tuned, base, items = metric.value(domain["tuned"]), metric.value(domain["base"]), count(domain["items"])
     if metric is ACCURACY:
-        first = f"It is right on {tuned} of {items} held-out rows; the base with its best prompt is right on {base}."
+        first = f"It is right on {tuned} of {items} held-out rows; the base, asked in the way that suits it best, is right on {base}."
     elif metric.is_loss:
         first = f"It needs {tuned} {metric.name} for {items} held-out answers, the base with its best prompt {base}: less is better."
     else:

@@ -54,5 +54,5 @@ def words(licence: str, made_from: Sequence[Part]) -> list[str]:
     else:
         unsure = not all(part is not None and is_known(part) for _, part in made_from)
         rest = "; what states no licence of SPDX could not be compared." if unsure else "."
-        said.append(f"The model is under {licence}. Nothing above contradicts it{rest}")
+        said.append(f"The model is under {licence}. No licence of what it was made from contradicts that{rest}")
     return said

@@ -51,6 +51,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def chance(value: float) -> str:
+    """A p value in two significant digits."""
+    return f"{value:.2g}"
+
+
 def size(value: float) -> str:
     """Bytes in the decimal unit that fits."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
