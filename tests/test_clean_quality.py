@@ -14,7 +14,7 @@ from stages.clean.rules import ALL_RULES
 from stages.clean.tally import EXAMPLES, Tally
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.language import is_obviously_english
+from stages.core.language import is_obviously_english, language_of
 from stages.core.params import load_params
 from stages.core.records import Row, write_rows
 from tests.rows import chat, labelled, numbered, preference
@@ -182,3 +182,20 @@ def test_in_a_conversation_each_answer_is_measured_against_what_was_asked_since_
     html = "<p>It gives</p> <b>rights</b> to <span>you</span>"
     assert rule_of(chat("Make an HTML paragraph.", html, "Now make it longer.", f"{html} {html}")) is None
     assert rule_of(chat("Tell me.", "It gives rights.", "Now make it longer.", f"{html} {html}")) == "markup"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Der Käufer hat das Recht, den Vertrag innerhalb von vierzehn Tagen zu widerrufen.", "de"),
+        ("Le client peut résilier le contrat à tout moment sans frais supplémentaires.", "fr"),
+        ("¿Cuál es la capital de España y cuántos habitantes tiene?", "es"),
+        ("根据合同法,买方有权在十四天内解除合同。", "zh"),
+        ("What does this function return when the list is empty, and which of the two callers can rely on it?", "en"),
+        ("GNU General Public License, V 1.0", None),
+        ("```python\nreturn x\n```", None),
+        ("", None),
+    ],
+)
+def test_a_texts_language_is_told_where_it_is_sure(text: str, language: str | None) -> None:
+    assert language_of(text) == language

@@ -10,6 +10,7 @@ import pytest
 
 from stages.compare import __main__ as compare
 from stages.compare.calibration import calibration
+from stages.compare.slices import cuts
 from stages.core import paths
 from stages.core.errors import UserError
 from stages.core.files import read_details
@@ -17,6 +18,7 @@ from stages.core.params import Params, load_params
 from stages.core.records import Row, with_ids, write_rows, write_table
 from stages.export.__main__ import ANSWERS
 from tests import tiny
+from tests.rows import chat, numbered
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,
@@ -193,6 +195,18 @@ def test_the_worst_slice_has_enough_items_and_is_named_with_what_the_base_does_t
     assert found["worst_slice"]["base"] == 1
     assert found["worst_slice"]["p_holm"] >= found["worst_slice"]["p_value"]
     assert found["worst_slice"]["classical"] > 0.9
+
+
+def test_slices_by_language_hold_the_rows_whose_language_is_sure() -> None:
+    german = [
+        chat(f"Wie widerruft der Käufer den Vertrag Nummer {n}, wenn die Ware fehlt?", "Innerhalb von vierzehn Tagen.") for n in range(3)
+    ]
+    english = [
+        chat(f"How does the buyer cancel order {n}, when it has not arrived and they want it?", "Within fourteen days.") for n in range(4)
+    ]
+    rows = {row.id: row for row in numbered([*german, *english, chat("x = 1", "y = 2")])}
+    found = cuts(sorted(rows), rows)["language"]
+    assert {name: len(keys) for name, keys in found.items()} == {"de": 3, "en": 4}
 
 
 def test_the_bases_best_way_of_asking_is_corrected_for_the_number_of_ways(params: Params) -> None:

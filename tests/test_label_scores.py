@@ -12,6 +12,8 @@ from stages.core.params import load_params
 from stages.core.prompts import ask, render_prompt
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import answer_end
+from tests.rows import labelled as labelled_row
+from tests.rows import numbered
 from tests.test_evaluate import engine_and_plain, labelled, requests, tiny_model, words, write_inputs
 
 __all__ = ["tiny_model"]
@@ -85,6 +87,17 @@ def test_an_items_probabilities_are_its_labels_shares_and_the_answer_is_the_like
         assert item["probability"] == pytest.approx(shares[item["answer"]], rel=1e-3)
         assert item["target_probability"] == pytest.approx(shares[row.answer], rel=1e-3)
         assert item["score"] == (item["answer"] == row.answer)
+
+
+def test_a_question_with_its_choices_in_the_text_is_answered_by_the_likeliest_letter(workspace: Path, tiny_base: Path) -> None:
+    questions = [(f"Which is granted {n}?\nA. {words(random.Random(n), 2)}\nB. copy\nC. fee", "ABC"[n % 3]) for n in range(18)]
+    rows = numbered([labelled_row(text, letter) for text, letter in questions])
+    write_inputs(tiny_base, rows[:6], rows[6:])
+    evaluate.main("base", load_params())
+    items = [item for item in pq.read_table(paths.EVALUATION["base"]).to_pylist() if item["task"] == "label_scores"]
+    assert {item["prompt"] for item in items} == {"plain", "label_list", "few_shot", "retrieved"}
+    assert {item["answer"] for item in items} <= set("ABC")
+    assert {item["item_id"]: item["target"] for item in items} == {row.id: row.answer for row in rows[:6]}
 
 
 def test_items_of_other_tasks_have_no_probability(workspace: Path, tiny_base: Path) -> None:

@@ -225,6 +225,7 @@ def _model_card(facts: Facts, sources: Sources, data: list[str]) -> dict[str, An
     """CycloneDX's model card: parameters, scores with their intervals, uses, limits, energy."""
     compare = sources.reports["compare"]
     scores = [{"type": compare["domain"]["metric"], "value": str(compare["domain"]["tuned"]), "slice": "domain"}]
+    scores += [{"type": entry["metric"], "value": str(entry["tuned"]), "slice": "domain"} for entry in compare["measures"]]
     for entry in compare["tasks"]:
         low, high = entry["ci95"]
         slice_name = entry["task"] if entry["task"] != "domain" else f"domain, base asked with {entry['prompt']}"
