@@ -3,27 +3,33 @@
 In: the file, the merged folder, the adapter's predictions and answers. Out: figures; what differs in kind stops the stage.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
 from stages.core.llama_cpp import LlamaCpp
+from stages.core.parallel import cores
 from stages.core.progress import progress
 from stages.core.prompts import conversation
 from stages.core.records import Row
 from stages.export.agreement import WINDOW, Encoded, Predictions, summary
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from gguf.gguf_reader import ReaderTensor
 
 TOP = 200  # tokens llama.cpp gives the probability of; all others are taken together
+HEADS = {"num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv"}  # GGUF's names
+UNPACKED = 2**18  # weights of a tensor that are unpacked at once: what fits a processor's cache
 
 
 def tensor_error(file: Path, merged: Path) -> tuple[str, float]:
     """The tensor of a GGUF file that is furthest from the merged one, as transformers reads both; one is in memory at a time.
 
-    Names and the order of rows are transformers' own (its GGUF reader, which would hold the whole model), not those the file was
-    written by.
+    Names and the order of rows are those of transformers' GGUF reader, which itself would hold the whole model, not those of the writer.
 
     Args:
         file: the GGUF file.
@@ -35,39 +41,58 @@ def tensor_error(file: Path, merged: Path) -> tuple[str, float]:
     Raises:
         UserError: a tensor is missing in the file.
     """
+    import numpy as np
     import torch
-    from accelerate import init_empty_weights
-    from gguf import GGUFReader, dequantize
+    from gguf import GGUFReader
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map, load_gguf_checkpoint
+    from transformers import AutoConfig
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-    config = load_gguf_checkpoint(str(file))["config"]
-    with init_empty_weights():
-        # of the folder: the reader's own configuration forgets biases
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(merged, local_files_only=True))
-    processor = TENSOR_PROCESSORS.get(config["model_type"], TensorProcessor)(config=config)
-    names = get_gguf_hf_weights_map(empty, processor, config["model_type"])
+    config = AutoConfig.from_pretrained(merged, local_files_only=True)
     places: dict[str, Path] = {}
     for shard in sorted(merged.glob("*.safetensors")):
         with safe_open(shard, "pt") as opened:
             places |= dict.fromkeys(opened.keys(), shard)
-    if config["tie_word_embeddings"]:
+    reader = GGUFReader(file)
+    kind = reader.fields["general.architecture"].contents()
+    heads = {ours: reader.fields[f"{kind}.{theirs}"].contents() for ours, theirs in HEADS.items()}
+    processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=heads)
+    # of the model it asks for the names alone; given one, it would build the library's table of names again for each of its modules
+    stand_in = SimpleNamespace(config=config, state_dict=lambda: dict.fromkeys(places), named_children=list)
+    names = get_gguf_hf_weights_map(stand_in, processor, kind)
+    if config.tie_word_embeddings:
         places.pop("lm_head.weight", None)
     worst = ("", 0.0)
-    for tensor in progress(GGUFReader(file).tensors, "tensors", unit="tensor"):
+    for tensor in progress(reader.tensors, "tensors", unit="tensor"):
         name = names.get(tensor.name)
         if name not in places:
             continue  # rope_freqs.weight, which transformers computes
-        read = processor.process(weights=dequantize(tensor.data, tensor.tensor_type), name=tensor.name).weights
+        read = processor.process(weights=_unpacked(tensor), name=tensor.name).weights
         with safe_open(places.pop(name), "pt") as opened:
-            wanted = opened.get_tensor(name).float()
-        error = (torch.from_numpy(read.copy()).reshape(wanted.shape) - wanted).norm() / wanted.norm().clamp(min=1e-12)
+            wanted = opened.get_tensor(name)
+        size = torch.linalg.vector_norm(wanted, dtype=torch.float32).clamp(min=1e-12)
+        error = torch.from_numpy(np.ascontiguousarray(read)).reshape(wanted.shape).sub_(wanted).norm() / size
         # written so that a NaN is the worst of all
         worst = worst if float(error) <= worst[1] else (str(name), float(error))
     if places:
         raise UserError(f"{file.name} has no tensor for {min(places)} of the merged model; this is an error of export, please report it")
     return worst
+
+
+def _unpacked(tensor: "ReaderTensor") -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """A tensor of the file in float32, unpacked a few rows at a time: the library's temporary arrays are several times their size."""
+    import numpy as np
+    from gguf import dequantize
+
+    made = np.empty(tensor.shape[::-1], np.float32)
+    some = max(1, UNPACKED // int(tensor.shape[0]))
+
+    def chunk(first: int) -> None:
+        made[first : first + some] = dequantize(tensor.data[first : first + some], tensor.tensor_type)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(chunk, range(0, len(made), some)))
+    return made
 
 
 def check_template(llama: LlamaCpp, rows: list[Row], encoded: list[Encoded], system: str | None, template: str, form: str) -> None:
