@@ -220,7 +220,7 @@ def test_every_form_has_its_figures_in_the_report_and_a_column_on_the_card(ready
     }
     paired = {"items": 4, "adapter": 0.5, "score": 0.25, "difference": -0.25, "ci95": [-0.6, 0.2], "p_holm": 0.5, "detectable": 0.7}
     forms = [{"form": form, "verdict": "no difference", **paired} for form in ("f16", "q8_0")]
-    compared = Report({"forms": forms, "domain": {"metric": "exact_match"}}, paths.COMPARE_REPORT)
+    compared = Report({"forms": forms, "confusion": {}}, paths.COMPARE_REPORT)
     made = table(read(paths.EXPORT_REPORT), compared)
     assert made is not None
     assert made.heads == ["", "Adapter, none", "GGUF F16", "GGUF Q8_0"]

@@ -6,8 +6,8 @@ In: the reports of export and compare. Out: the rows of a table.
 from dataclasses import dataclass
 
 from stages.card.reading import Report
-from stages.card.result_facts import LEVEL, metric_of
-from stages.card.words import chance, count, number, percent, size
+from stages.card.result_facts import LEVEL, measure_of
+from stages.card.words import ACCURACY, chance, count, number, percent, size
 
 FORMS = {"merged": "Merged, bfloat16", "f16": "GGUF F16", "q8_0": "GGUF Q8_0", "q4_k_m": "GGUF Q4_K_M"}
 
@@ -42,13 +42,13 @@ def table(export: Report, compare: Report) -> Table | None:
         return None
     numerics, answered = export["compared"], count(export["adapter"]["answers"])
     if paired := compare["forms"]:
-        metric = metric_of(compare)
+        metric = ACCURACY if compare["confusion"] is not None else measure_of(paired[0]["metric"])
         scores = [metric.value(score) for score in (paired[0]["adapter"], *(one["score"] for one in paired))]
         rows += [
             [f"{metric.name} on {count(paired[0]['items'])} test rows", *scores],
             ["difference from the adapter", "", *(metric.gap(one["difference"]) for one in paired)],
             [f"its {LEVEL} interval", "", *(metric.limits(*one["ci95"]) for one in paired)],
-            ["p (McNemar, Holm)", "", *(chance(one["p_holm"]) for one in paired)],
+            ["p after Holm's correction", "", *(chance(one["p_holm"]) for one in paired)],
             ["verdict", "", *(one["verdict"] for one in paired)],
         ]
     sizes = [size(export["adapter_bytes"]), *(size(form.get("bytes", export["merged_bytes"])) for form in forms)]
@@ -67,5 +67,5 @@ def table(export: Report, compare: Report) -> Table | None:
     )
     if paired:
         least = max(one["detectable"] for one in paired)
-        note += f" With so many rows you cannot count on seeing a difference of less than {100 * least:.1f} points."
+        note += f" With so many rows you cannot count on seeing a difference of less than {metric.gap(least).removeprefix('+')}."
     return Table(["", f"Adapter, {numerics['quantization']}", *(FORMS[form["form"]] for form in forms)], rows, note)

@@ -52,7 +52,7 @@ def main(params: Params) -> None:
     labelled = all(row.label is not None for row in test)
     references = {key: item["target"] for key, item in tuned.get(("reference", "plain"), {}).items()}
     metric, *more = chosen(compare.metrics, labelled, references, ("domain", "plain") in tuned)
-    higher = metric not in WEIGHED
+    higher, answered_by = metric not in WEIGHED, next((name for name in (metric, *more) if name in WRITTEN), None)
     ways, answers = asked_ways(base, metric, labelled), asked_ways(tuned, metric, labelled)["plain"]
     asked = corrected({prompt: pair(items, answers) for prompt, items in ways.items()})
     best = max(asked, key=lambda prompt: asked[prompt].first if higher else -asked[prompt].first)
@@ -127,7 +127,9 @@ def main(params: Params) -> None:
             }
             for (name, prompt), result in measures.items()
         ],
-        "forms": shipped(paths.FORMS, answers, pair, compare.alpha) if labelled else [],
+        "forms": shipped(paths.FORMS, asked_ways(tuned, answered_by, labelled)["plain"], answered_by, labelled, pair, compare.alpha)
+        if answered_by
+        else [],
         "others": [described("domain", name, metric, higher, result) for name, result in others.items()],
         "alpha": compare.alpha,
         "resamples": compare.resamples,

@@ -10,17 +10,22 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stages.compare.clean import verdict
+from stages.compare.measures import WRITTEN
 from stages.compare.reading import Items
 from stages.compare.statistics import Paired, corrected
 from stages.core.answers import normal
 
 
-def shipped(path: Path, adapter: Items, pair: Callable[[Items, Items], Paired], alpha: float) -> list[dict[str, Any]]:
+def shipped(
+    path: Path, adapter: Items, metric: str, labelled: bool, pair: Callable[[Items, Items], Paired], alpha: float
+) -> list[dict[str, Any]]:
     """Each form beside the adapter's own answers to the same rows.
 
     Args:
         path: the forms' answers.
-        adapter: the tuned model's answers to the test rows, labelled ones.
+        adapter: the tuned model's items, scored by the metric.
+        metric: of `measures.WRITTEN`.
+        labelled: whether the rows have labels, which are compared as evaluate compares them.
         pair: compares two models on the same items.
         alpha: of the verdict.
 
@@ -30,12 +35,15 @@ def shipped(path: Path, adapter: Items, pair: Callable[[Items, Items], Paired], 
     """
     answered: dict[str, Items] = {}
     for row in pq.read_table(path).to_pylist():
-        target = adapter[row["item_id"]]["target"]
-        answered.setdefault(row["form"], {})[row["item_id"]] = {"score": float(normal(row["answer"]) == normal(target))}
-    results = corrected({form: pair({key: adapter[key] for key in items}, items) for form, items in answered.items()})
+        items, item = answered.setdefault(row["form"], {}), adapter.get(row["item_id"])
+        if item:  # evaluate leaves rows out that have no room for an answer
+            same = normal(row["answer"]) == normal(item["target"])
+            items[row["item_id"]] = {"score": float(same) if labelled else WRITTEN[metric](row["answer"], item["target"])}
+    results = corrected({form: pair({key: adapter[key] for key in items}, items) for form, items in answered.items() if items})
     return [
         {
             "form": form,
+            "metric": metric,
             "items": result.items,
             "adapter": result.first,
             "score": result.second,

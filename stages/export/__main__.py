@@ -17,7 +17,7 @@ from stages.core.files import outputs, read_details, remove, sha256_file, write_
 from stages.core.llama_cpp import Answer, LlamaCpp
 from stages.core.models import compute_dtype, device_of, read_manifest
 from stages.core.params import Numerics, Params
-from stages.core.records import read_rows, write_table
+from stages.core.records import Row, read_rows, write_table
 from stages.core.sources import data_sources
 from stages.core.stage import run_stage
 from stages.export.agreement import check, compare, encode_rows, predictions
@@ -96,7 +96,7 @@ def _make(params: Params, manifest: dict[str, Any], folder: Path) -> tuple[dict[
                 "saving; set export.forms: [] to ship the adapter"
             )
     stops = stop_ids(trials[bases[0]])
-    held = Held(rows, encoded, export.check_prompts, asked, params.evaluate.max_new_tokens, stops, paths.ADAPTER)
+    held = Held(rows, encoded, export.check_prompts, asked, _longest_answer(params, rows), stops, paths.ADAPTER)
     reference = held.reference(load_tuned(manifest, params.numerics, device, paths.ADAPTER))
     dtype = compute_dtype(params.numerics, device)
     merges = {
@@ -149,6 +149,12 @@ def _origin(params: Params, manifest: dict[str, Any]) -> dict[str, embedded.Valu
         **embedded.data_facts(data_sources(read_details(paths.FETCH_DATA_REPORT))),
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _longest_answer(params: Params, rows: list[Row]) -> int:
+    """As many tokens as evaluate lets an answer have; where it lets rows without labels write none, those of a label."""
+    free = 0 if all(row.label is not None for row in rows) else params.evaluate.max_free_tokens
+    return free or params.evaluate.max_new_tokens
 
 
 def _distance(found: dict[str, Any]) -> float:
