@@ -6,6 +6,7 @@ import random
 import re
 import string
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stages.core.errors import UserError
 from stages.core.files import read_details
 from stages.core.models import load_tokenizer
 from stages.core.params import Params, load_params
+from stages.core.prompts import render_prompt
 from stages.core.records import Row, write_rows, write_table
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import free_tasks
@@ -218,6 +220,28 @@ def test_a_row_that_the_model_cannot_read_with_its_answer_is_not_asked_and_that_
     assert "1 of 4 test rows have no answer, or with 8 tokens to write" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"more tokens than the model can read \(8\); lower evaluate.max_free_tokens"):
         free_tasks("tuned", rows, [], load_params(), tokenizer, 8)
+
+
+def test_the_plain_question_is_the_conversation_as_trained_and_examples_come_after_its_first_system_message(
+    workspace: Path, tiny_base: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    turns = [
+        ("system", "be brief"),
+        ("user", "first"),
+        ("assistant", "one"),
+        ("system", "be long"),
+        ("user", "second"),
+        ("assistant", "two"),
+    ]
+    (row,) = numbered([replace(chat("q", "a"), messages=tuple({"role": role, "content": text} for role, text in turns))])
+    ways = free_tasks("base", [row], free(6, start=50), load_params(), tokenizer, 512)
+    plain, few_shot = (way[0].documents[0]["prompt"] for way in ways[:2])
+    assert plain == render_prompt(tokenizer, list(row.messages[:-1]))
+    first = "<|im_start|>system\nbe brief<|im_end|>\n"
+    assert plain.startswith(first)
+    assert few_shot.startswith(first)
+    assert few_shot.endswith(plain.removeprefix(first))
 
 
 def test_examples_before_a_free_question_bring_no_system_message_of_their_own_and_leave_room_for_the_answer(

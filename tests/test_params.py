@@ -107,6 +107,24 @@ def test_early_stopping_needs_validation_rows(tmp_path: Path) -> None:
         load_params(path)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "tokens", "sentence"),
+    [
+        ("[rouge_l]", 0, "compare.metrics names rouge_l, but evaluate.max_free_tokens is 0: no answer is written"),
+        ("[chrf, chrf]", 8, "compare.metrics names a metric twice"),
+        ("[bleu]", 8, "compare.metrics"),
+        ("[]", 8, "compare.metrics"),
+    ],
+)
+def test_measures_that_no_row_could_have_are_refused_at_once(metrics: str, tokens: int, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    changed = COMMITTED.replace("metrics: auto", f"metrics: {metrics}").replace("max_free_tokens: 256", f"max_free_tokens: {tokens}")
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(COMMITTED.replace("rank: 16", "rank: 0").replace("dropout: 0.0", "dropout: 2.0"), encoding="utf-8")

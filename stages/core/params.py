@@ -296,6 +296,10 @@ class Params(Section):
                 f"train.micro_batch_tokens ({self.train.micro_batch_tokens}) is below tokenize.max_tokens "
                 f"({self.tokenize.max_tokens}): the longest row would fit no forward pass"
             )
+        if self.compare.metrics != "auto" and not self.evaluate.max_free_tokens:
+            weighed = ("exact_match", "bits_per_byte", "nats_per_token")  # the first of labels
+            if written := [name for name in self.compare.metrics if name not in weighed]:
+                raise ValueError(f"compare.metrics names {written[0]}, but evaluate.max_free_tokens is 0: no answer is written; raise it")
         if self.train.optimizer != "adamw" and self.runtime.device == "cpu":
             raise ValueError(f"train.optimizer {self.train.optimizer} needs CUDA, but runtime.device is cpu; use adamw")
         if self.train.init in ("pissa", "olora") and self.numerics.quantization == "nf4":

@@ -166,10 +166,10 @@ def after_examples(
         The messages.
     """
     asked = conversation(row, system, template)[:-1]
-    opening = [message for message in asked if message["role"] == "system"]
+    start = next((place for place, message in enumerate(asked) if message["role"] != "system"), len(asked))
     for kept in range(len(near), -1, -1):
         turns = [message for example in reversed(near[:kept]) for message in conversation(example, None, template)]
-        messages = [*opening, *(message for message in [*turns, *asked] if message["role"] != "system")]
+        messages = [*asked[:start], *(message for message in turns if message["role"] != "system"), *asked[start:]]
         if token_count(render_prompt(tokenizer, messages), tokenizer) <= room:
             break
     return messages
