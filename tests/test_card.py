@@ -158,6 +158,12 @@ def test_a_verdict_names_gain_loss_and_the_better_tool(finished: Path) -> None:
 
 def test_energy_is_told_with_its_co2_and_its_lack_is_told_too(finished: Path) -> None:
     assert "not measured on this machine" in made()
+    tiny.edit_params(finished, card__watts=30.0)
+    change(paths.TRAIN_MACHINE, lambda report: report.update(seconds=36_000.0))
+    text = made()
+    assert "| Energy | 0.3 kWh, not measured but reckoned from 30 W (card.watts) and the time |" in text
+    assert "| CO2 | 105 g at 350 g/kWh |" in text
+    assert "source: energy reckoned from 30.0 W at 350.0 g CO2/kWh" in text
     change(paths.TRAIN_MACHINE, lambda report: report.update(energy_joules=7.2e6))
     text = made()
     assert "| Energy | 2 kWh |" in text

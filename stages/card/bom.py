@@ -258,7 +258,8 @@ def _parameters(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
 def _energy(energy: Mapping[str, Any]) -> dict[str, Any]:
     """The training's energy as CycloneDX has it; the provider is the grid of card.grid_co2_grams_per_kwh."""
     used = {"value": energy["kilowatt_hours"], "unit": "kWh"}
+    how = "measured" if energy["watts"] is None else f"reckoned from {energy['watts']} W, not measured"
     grid = {"organization": {"name": "electricity grid"}, "energySource": "unknown", "energyProvided": used}
-    grid["description"] = f"{energy['grid_grams_per_kilowatt_hour']} g CO2/kWh"
+    grid["description"] = f"{energy['grid_grams_per_kilowatt_hour']} g CO2/kWh; the energy is {how}"
     emitted = {"value": energy["co2_grams"] / GRAMS_PER_TONNE, "unit": "tCO2eq"}
     return {"activity": "fine-tuning", "energyProviders": [grid], "activityEnergyCost": used, "co2CostEquivalent": emitted}

@@ -36,7 +36,8 @@ def metadata(facts: Facts, sources: Sources) -> ModelCardData:
     energy = sources.provenance["energy"]
     more: dict[str, Any] = {}
     if energy is not None:  # https://huggingface.co/docs/hub/model-cards-co2
-        source = f"measured energy at {energy['grid_grams_per_kilowatt_hour']} g CO2/kWh"
+        how = "measured energy" if energy["watts"] is None else f"energy reckoned from {energy['watts']} W"
+        source = f"{how} at {energy['grid_grams_per_kilowatt_hour']} g CO2/kWh"
         hardware = sources.reports["train_machine"]["gpu"] or sources.reports["train_machine"]["machine"]["processor"]
         emitted = {"emissions": rounded(energy["co2_grams"]), "source": source, "training_type": "fine-tuning", "hardware_used": hardware}
         more["co2_eq_emissions"] = emitted

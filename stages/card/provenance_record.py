@@ -62,18 +62,22 @@ def energy_of(machine: Report, card: Card) -> dict[str, Any] | None:
 
     Args:
         machine: reports/train_machine.json.
-        card: grid_co2_grams_per_kwh, price_per_kwh, currency.
+        card: grid_co2_grams_per_kwh, watts, price_per_kwh, currency.
 
     Returns:
-        `kilowatt_hours`, `grid_grams_per_kilowatt_hour`, `co2_grams`, `price_per_kilowatt_hour`, `cost` and `currency`, or None where the
-        machine measured no energy.
+        `kilowatt_hours`, the `watts` they were reckoned from (None where they were measured), `grid_grams_per_kilowatt_hour`, `co2_grams`,
+        `price_per_kilowatt_hour`, `cost` and `currency`; or None where the machine measured no energy and card.watts is null.
     """
-    joules = machine["energy_joules"]
+    joules, watts = machine["energy_joules"], None
     if joules is None:
-        return None
+        if card.watts is None:
+            return None
+        watts = card.watts
+        joules = watts * machine["seconds"]
     kilowatt_hours = joules / JOULES_PER_KILOWATT_HOUR
     return {
         "kilowatt_hours": kilowatt_hours,
+        "watts": watts,
         "grid_grams_per_kilowatt_hour": card.grid_co2_grams_per_kwh,
         "co2_grams": kilowatt_hours * card.grid_co2_grams_per_kwh,
         "price_per_kilowatt_hour": card.price_per_kwh,

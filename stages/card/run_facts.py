@@ -11,7 +11,7 @@ from stages.card.reading import Report
 from stages.card.words import count, duration, number, percent, size
 
 Curve = Sequence[Mapping[str, float]]
-UNMEASURED = "not measured on this machine"
+UNMEASURED = "not measured on this machine; with card.watts they are reckoned from the time"
 THROTTLES = {"throttled_power": "the power limit", "throttled_heat": "heat", "throttled_hardware": "the hardware"}
 
 
@@ -110,9 +110,10 @@ def energy(energy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if energy is None:
         return [("Energy and CO2", UNMEASURED)]
     grid = f"at {number(energy['grid_grams_per_kilowatt_hour'])} g/kWh"
+    reckoned = "" if energy["watts"] is None else f", not measured but reckoned from {number(energy['watts'])} W (card.watts) and the time"
     cost = f"{number(energy['cost'])} {energy['currency']} at {number(energy['price_per_kilowatt_hour'])} {energy['currency']}/kWh"
     return [
-        ("Energy", f"{number(energy['kilowatt_hours'])} kWh"),
+        ("Energy", f"{number(energy['kilowatt_hours'])} kWh{reckoned}"),
         ("CO2", f"{number(energy['co2_grams'])} g {grid}"),
         ("Cost of the energy", cost),
     ]

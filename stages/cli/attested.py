@@ -134,8 +134,6 @@ def artefact_checks(path: Path, key: Path) -> Iterator[str]:
     Raises:
         UserError: no signed statement is at hand.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digests = {file: sha256_file(file) for file in files}
     envelopes = [*around(path), *((f"the statement of {found.tag}", found.envelope) for found in kept())]
     if not envelopes:
         raise UserError(
@@ -147,6 +145,8 @@ def artefact_checks(path: Path, key: Path) -> Iterator[str]:
     if not believed:
         yield from (problem for _, _, problem in opened)
         return
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digests = {file: sha256_file(file) for file in files}
     name, best = max(believed, key=lambda entry: len(entry[1] & set(digests.values())))
     if not best & set(digests.values()):
         name = f"any of {len(believed)} signed statements"

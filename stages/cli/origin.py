@@ -22,6 +22,7 @@ from stages.core.errors import UserError
 from stages.core.files import sha256_file
 from stages.core.sources import data_sources
 
+NAMED = 3  # strange files of a folder that are named
 RECORDS = [paths.PROVENANCE, paths.EXPORT_REPORT]
 LEADS = {  # digests in a file's own head, the closest first
     embedded.TENSORS: "what it says it is",
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         commit = _newest({found.commit for found in known.values()})  # in older ones some of these files were others
         print("the other files of the folder are known:")
         _tell(commit, None, args.key)
-        names = ", ".join(path.name for path in strange)
+        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        names = ", ".join(path.relative_to(args.file).as_posix() for path in strange[:NAMED]) + more
         raise UserError(f"{names} of {args.file} is in no commit of this repository: it was altered, or put there from elsewhere")
     for path in strange:
         if (led := led_back(path)) is not None:

@@ -233,6 +233,7 @@ class Card(Section):
     license: Name
     intended_use: Name
     grid_co2_grams_per_kwh: Annotated[float, Field(ge=0)]
+    watts: Annotated[float, Field(gt=0)] | None
     price_per_kwh: Annotated[float, Field(ge=0)]
     currency: Name
 
