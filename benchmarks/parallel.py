@@ -43,6 +43,7 @@ class Cell:
         passes: of each rank in an optimizer step.
         kept: layers that keep their activations (luthier); the others, and all of accelerate's, are recomputed.
         cap_gib: of each GPU's memory, or None.
+        optimizer: train.optimizer (luthier).
         warm: steps before the clock starts.
         steps: timed.
         quantization: nf4 | none.
@@ -61,6 +62,7 @@ class Cell:
     passes: int
     kept: int = 0
     cap_gib: float | None = None
+    optimizer: str = "adamw"
     warm: int = 2
     steps: int = 5
     quantization: str = "nf4"
@@ -87,6 +89,9 @@ CELLS = {
     "8b-bf16-zero3": Cell("8b", "luthier", "zero3", 2, 4, 2048, 1, **WHOLE),
     "8b-bf16-zero3-host": Cell("8b", "luthier", "zero3", 2, 4, 2048, 1, waits="host", **WHOLE),
     "8b-bf16-zero3-drive": Cell("8b", "luthier", "zero3", 2, 4, 2048, 1, waits="/tmp/zero3", **WHOLE),
+    "70b-fsdp2-24gib": Cell(
+        "70b", "luthier", "fsdp", 2, 1, 2048, 2, cap_gib=24.0, mlp_tokens=1024, optimizer="adamw_8bit", warm=1, steps=3
+    ),
 }
 
 
@@ -98,14 +103,17 @@ class Luthier:
         import torch
 
         from benchmarks.shapes import adapted, made
+        from stages.core.params import load_params
         from stages.core.streaming import decoder_layers
         from stages.train import adapter
         from stages.train.fused.model import FusedModel
+        from stages.train.optimizer import make_optimizer
         from stages.train.plain import PlainModel
         from stages.train.ranks import Gradients
         from stages.train.shards import Shards
         from stages.train.slices import Slices
         from stages.train.zero import Zero
+        from tests.tiny import ROOT
 
         self.ranks, self.cell = ranks, cell
         self.shards: Any = None
@@ -113,7 +121,8 @@ class Luthier:
             self.shards = Shards(ranks)
         elif cell.parallel == "zero3":
             self.shards = Zero("cuda", torch.bfloat16, cell.waits)
-        base = made(cell.shape, cell.quantization, take=None if self.shards is None else self.shards.take)
+        take = None if self.shards is None else self.shards.take
+        base = made(cell.shape, cell.quantization, take=take, ends=self.shards.take_ends if cell.parallel == "fsdp" else None)
         if cell.parallel == "zero3":
             self.shards.watch(base, decoder_layers(base))
         self.slices = Slices(ranks, base, torch.bfloat16, cell.tokens) if cell.parallel == "sequence" else None
@@ -128,7 +137,8 @@ class Luthier:
         parameters = adapter.trainable(model)
         self.parameters = list(parameters.values())
         self.gradients = Gradients(ranks, parameters, cell.passes * ranks.count)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+        train = load_params(ROOT / "params.yaml").train
+        self.optimizer = make_optimizer(parameters, train.model_copy(update={"optimizer": cell.optimizer, "learning_rate": 1e-4}), "cuda")
 
     def step(self, passes: list[list[list[int]]], targets: int) -> float:
         """One optimizer step of this rank and the others; the loss of all."""

@@ -16,6 +16,7 @@ from stages.train import adapter
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
@@ -64,6 +65,7 @@ def made(
     device: str = "cuda",
     dtype: "torch.dtype | None" = None,
     take: "Callable[[int, torch.nn.Module], None] | None" = None,
+    ends: "Callable[[PreTrainedModel], None] | None" = None,
 ) -> Any:
     """A base of the shape.
 
@@ -73,6 +75,7 @@ def made(
         device: cuda | cpu.
         dtype: of the base's weights that are not quantised, and of the products; None takes bfloat16.
         take: called with the number of each decoder layer and the layer, once it is made; it may keep a part (Shards.take).
+        ends: called with the model once all but its layers is made (Shards.take_ends), or None.
 
     Returns:
         transformers' model, frozen.
@@ -87,11 +90,20 @@ def made(
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     torch.manual_seed(0)
-    head = base.get_output_embeddings()
     layers = decoder_layers(base)
     last = {id(list(layer.modules())[-1]): number for number, layer in enumerate(layers)}
-    for name, module in list(base.named_modules()):
-        if quantization == "nf4" and isinstance(module, torch.nn.Linear) and module is not head:
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    modules = list(base.named_modules())
+    for _, module in modules:
+        if id(module) not in inside:
+            _fill(module, device, dtype)
+    base.tie_weights()
+    if ends is not None:
+        ends(base)
+    for name, module in modules:
+        if id(module) not in inside:
+            continue
+        if quantization == "nf4" and isinstance(module, torch.nn.Linear):
             base.set_submodule(name, _quantized(module, device, dtype))
         else:
             _fill(module, device, dtype)
@@ -99,7 +111,6 @@ def made(
             take(last[id(module)], layers[last[id(module)]])
     rotary = base.model.rotary_emb
     base.model.rotary_emb = type(rotary)(config).to(device)  # its buffers are computed, not drawn
-    base.tie_weights()
     if quantization == "nf4":
         base.is_loaded_in_4bit = True  # what PEFT asks before it takes its layers for bitsandbytes
     return base.eval().requires_grad_(False)

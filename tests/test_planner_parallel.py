@@ -146,11 +146,19 @@ def test_more_gpus_leave_less_of_a_sharded_base_on_each_and_all_of_it_among_them
     shape = shape_of(config(name))
     method = Method("fused", quantization, 16, "all-linear", "adamw", False)
     card = planner_cards.named("RTX 4090")
-    base = held_bytes(shape, method)["base"]
+    held = held_bytes(shape, method)
+    base = held["base"] + held["embeddings"]
     here, more = (base + exchange("fsdp", count, HOST, shape, method, card).held_bytes for count in (gpus, 2 * gpus))
     assert here > more
-    assert here >= base / gpus  # its part, beside the layers that are gathered
+    assert here >= held["base"] / gpus  # its part, beside the layers that are gathered
     assert exchange("ddp", gpus, HOST, shape, method, card).held_bytes == 0
+
+
+def test_70b_fits_two_cards_of_24_gib_with_8_bit_moments_and_not_with_whole_ones() -> None:
+    fits = ways(2, HOST, job("Llama-3.1-70B", 24, optimizer="adamw_8bit"))["fsdp"]
+    assert fits.choice is not None
+    assert fits.host_bytes == 2 * 128256 * 8192 * 2  # the input's table, once for each process
+    assert "24.2 GiB" in str(ways(2, HOST, job("Llama-3.1-70B", 24))["fsdp"].why_not)
 
 
 def test_a_slower_link_makes_fsdp_wait_and_larger_micro_batches_make_it_wait_less() -> None:
@@ -245,15 +253,22 @@ SHAPES = {"8b": "Llama-3.1-8B", "32b": "Qwen2.5-32B", "70b": "Llama-3.1-70B"}
 
 @pytest.mark.parametrize("measured", json.loads(MEASURED.read_text(encoding="utf-8")), ids=lambda measured: measured["name"])
 def test_what_was_measured_on_two_gpus_had_been_predicted(measured: dict[str, Any]) -> None:
-    """Within 3 % of memory, as the plan leaves free, and 6 % of speed (docs/planner-parallel.md)."""
+    """Within 3 % of memory, as the plan leaves free, and 6 % of speed, 8 where hardly any memory is left (docs/planner-parallel.md)."""
     cell, card = measured["cell"], planner_cards.named(measured["card"], 80 * GIB)
     tokens, engine = cell["rows"] * cell["tokens"], "fused" if cell["engine"] == "luthier" else "plain"
-    asked = job(SHAPES[cell["shape"]], 80, engine=engine, card=card, lengths=[cell["tokens"]] * 400)
+    optimizer = cell.get("optimizer", "adamw")
+    gib = 80 if cell.get("mlp_tokens") is None else cell["cap_gib"]  # with less, the plan takes the same pieces
+    asked = job(SHAPES[cell["shape"]], gib, engine=engine, card=card, lengths=[cell["tokens"]] * 400, optimizer=optimizer)
     shape = shape_of(asked["config"])
-    method = Method(engine, "nf4", 16, "all-linear", "adamw", False)
+    method = Method(engine, "nf4", 16, "all-linear", optimizer, False)
     passed = ALONE if cell["ranks"] == 1 else exchange(cell["parallel"], cell["ranks"], NVLINK, shape, method, card)
-    parts = peak(shape, method, Load(tokens, shape.layers, False, tokens, tokens), planner.constants()[engine]["memory"])
+    if cell["parallel"] == "fsdp" and "mlp_tokens" not in cell:  # measured while the embeddings were whole on each GPU
+        more = held_bytes(shape, method)["embeddings"] - passed.head_bytes // cell["ranks"]
+        passed = replace(passed, held_bytes=passed.held_bytes + more, head_bytes=0)
+    piece = cell.get("mlp_tokens")
+    load = Load(tokens, shape.layers, piece is not None, piece or tokens, tokens)
+    parts = peak(shape, method, load, planner.constants()[engine]["memory"], passed.head_bytes)
     assert sum(parts.values()) + passed.held_bytes == pytest.approx(measured["peak_reserved_bytes"], rel=0.03)
     step = {"effective_batch": cell["rows"] * cell["passes"], "micro_batch_tokens": tokens, "recompute": shape.layers, "exchange": passed}
     choice = planner.choose(**{**asked, **step})
-    assert choice.tokens_per_second * cell["ranks"] == pytest.approx(measured["tokens_per_second"], rel=0.06)
+    assert choice.tokens_per_second * cell["ranks"] == pytest.approx(measured["tokens_per_second"], rel=0.06 if piece is None else 0.08)

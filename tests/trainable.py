@@ -128,6 +128,7 @@ def training(
     if shards is not None:
         for number, layer in enumerate(decoder_layers(model)):
             shards.take(number, layer)
+        shards.take_ends(model)
         shards.watch(decoder_layers(model))
     slices = Slices(ranks, model, torch.float32, 64) if ranks is not None and train.parallel == "sequence" else None
     validation_rows = in_memory(token_rows(validation, 380, seed=1))

@@ -143,7 +143,7 @@ def choose(
         work = _work(lengths, effective_batch, limit, padded=engine == "plain" and batching == "bucket").sliced(exchange.slices)
         tokens = math.ceil(_fullest(lengths, effective_batch, limit) / exchange.slices)
         for load in _loads(shape, engine, tokens, recompute):
-            parts = peak(shape, method, load, constants()[engine]["memory"])
+            parts = peak(shape, method, load, constants()[engine]["memory"], exchange.head_bytes)
             if exchange is not ALONE:
                 parts["exchange"] = exchange.held_bytes + tokens * exchange.token_bytes
             total = sum(parts.values()) + offset

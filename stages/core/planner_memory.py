@@ -116,7 +116,7 @@ def plain_kept_bytes(shape: Shape, nf4: bool) -> int:
     return norms + attention + (4 * f + (0 if nf4 else f + 3 * shape.kv)) * BF16
 
 
-def peak(shape: Shape, method: Method, load: Load, factors: Mapping[str, float]) -> dict[str, int]:
+def peak(shape: Shape, method: Method, load: Load, factors: Mapping[str, float], head_bytes: int = 0) -> dict[str, int]:
     """The predicted peak of `torch.cuda.max_memory_reserved`, by part.
 
     Args:
@@ -124,6 +124,7 @@ def peak(shape: Shape, method: Method, load: Load, factors: Mapping[str, float])
         method: of training.
         load: of the largest micro-batch.
         factors: of the engine: `kept`, `working`, `chunk`, `unpacked`, `head`, `slack`, all near one, and `fixed_bytes`.
+        head_bytes: of an output layer that is on the GPU while the loss is computed alone.
 
     Returns:
         Bytes by part; their sum is the peak.
@@ -132,7 +133,7 @@ def peak(shape: Shape, method: Method, load: Load, factors: Mapping[str, float])
     parts = pass_bytes(shape, method, load)
     stored = {"inputs": factors["kept"] * parts["inputs"], "kept": factors["kept"] * parts["kept"]}
     layer = sum(factors[name] * parts[name] for name in ("working", "chunk", "unpacked"))
-    moment = {"backward_or_loss": max(layer, factors["head"] * parts["head"])}
+    moment = {"backward_or_loss": max(layer, factors["head"] * parts["head"] + head_bytes)}
     slack = (factors["slack"] - 1) * (sum(stored.values()) + sum(moment.values()))
     passing = {name: int(size) for name, size in {**stored, **moment}.items()}
     return {**held, **passing, "allocator": int(slack + factors["fixed_bytes"])}

@@ -100,7 +100,8 @@ def _way(name: str, gpus: int, link: Link, job: dict[str, Any]) -> Way:
         instant = replace(own["exchange"], pass_seconds=0.0, exposed_seconds=0.0, step_seconds=0.0, token_seconds=0.0)
         alone = {**job, **own, **fixed, "engine": engine, "exchange": instant}
         waited = max(0.0, 1 - choice.tokens_per_second / planner.choose(**alone).tokens_per_second)
-    base = held_bytes(shape, method)["base"] if "host memory" in name else 0
+    tables = gpus * shape.vocabulary * shape.hidden * BF16 if kind == "fsdp" else 0  # a copy of the input's embeddings for each
+    base = held_bytes(shape, method)["base"] if "host memory" in name else tables
     return Way(name, choice, mean * rows / slowest, waited, base, None)
 
 
@@ -132,10 +133,15 @@ def exchange(name: str, gpus: int, link: Link, shape: Shape, method: Method, car
     step = link.seconds(2 * passed * trained * FLOAT32)
     layer = held["base"] / shape.layers
     if kind in ("fsdp", "zero3"):
-        parted = 0.0 if "," in name else held["base"] / gpus  # the embeddings stay whole
+        parted = 0.0 if "," in name else held["base"] / gpus
         more += int(parted + GATHERED_LAYERS * layer - held["base"])
         pass_seconds = GATHERS * link.seconds(passed * held["base"], shape.layers)
         exposed = GATHERS * link.seconds(passed * layer)
+        if kind == "fsdp":
+            head = shape.vocabulary * shape.hidden * BF16
+            more += int(head / gpus - held["embeddings"])  # the input's table waits in host memory
+            exposed += link.seconds(passed * head)
+            return Exchange(more, pass_seconds, exposed, step, head_bytes=head)
         if "," in name:
             rate = card.host_bandwidth * gpus if "host memory" in name else NVME_BANDWIDTH
             pass_seconds = max(pass_seconds, GATHERS * held["base"] / (rate * 1e9))

@@ -50,6 +50,7 @@ class Exchange:
         slices: GPUs that each have an equal slice of every micro-batch's tokens; 1 where each has micro-batches of its own.
         token_bytes: held for each token of a slice while it is exchanged.
         token_seconds: of passing, for each token of a slice and pass, that no computing hides.
+        head_bytes: of an output layer that is whole on the GPU while the loss is computed, and split else.
     """
 
     held_bytes: int
@@ -59,6 +60,7 @@ class Exchange:
     slices: int = 1
     token_bytes: int = 0
     token_seconds: float = 0.0
+    head_bytes: int = 0
 
     def seconds(self, computing: float, work: Work) -> float:
         """A step's seconds, from those it computes and its micro-batches."""

@@ -26,6 +26,7 @@ def stream_base(
     device: str,
     vocabulary: int | None,
     take: "Callable[[int, torch.nn.Module], None]",
+    ends: "Callable[[PreTrainedModel], None] | None" = None,
 ) -> "PreTrainedModel":
     """The base as `load_base` gives it, to the bit, for architectures whose files name their tensors as transformers' modules do.
 
@@ -35,6 +36,7 @@ def stream_base(
         device: cpu or cuda.
         vocabulary: rows the embedding must have at least, or None to leave it.
         take: called with the number of each decoder layer and the layer, once it is loaded.
+        ends: called with the model once all but its layers is loaded, or None.
 
     Returns:
         The model.
@@ -64,6 +66,9 @@ def stream_base(
     rotary: Any = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config).to(device)  # its buffers are computed, not stored
     model.tie_weights()
+    widened(model, manifest, vocabulary)
+    if ends is not None:
+        ends(model)
     names = {id(module): name for name, module in model.named_modules()}
     for number, layer in enumerate(layers):
         for module in list(layer.modules()):
@@ -71,7 +76,6 @@ def stream_base(
         take(number, layer)
     if numerics.quantization == "nf4" and device == "cuda":
         model.is_loaded_in_4bit = True  # what PEFT asks before it takes its layers for bitsandbytes'
-    widened(model, manifest, vocabulary)
     model.eval().requires_grad_(False)
     return model
 

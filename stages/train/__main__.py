@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from stages.train.zero import Zero
 
 LOST_SECONDS = 5.0
+ENDS = ("embed_tokens", "lm_head")  # with an adapter on them they stay whole on every rank
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: resumable
 
 
@@ -289,7 +290,9 @@ def load(
     from stages.train.shards import Shards
 
     shards = Shards(joined)
-    base = stream_base(manifest, params.numerics, device, vocabulary, shards.take)
+    named = [] if isinstance(params.train.target_modules, str) else params.train.target_modules
+    adapted = new_token_ids(paths.TOKENIZER) or any(name.rsplit(".", 1)[-1] in ENDS for name in named)
+    base = stream_base(manifest, params.numerics, device, vocabulary, shards.take, None if adapted else shards.take_ends)
     shards.watch(decoder_layers(base))
     return base, shards
 

@@ -1,7 +1,8 @@
-"""The frozen weights of the decoder layers, a part of each on every rank. In: layers as they are loaded. Out: each whole where it is used.
+"""The frozen weights of a base, a part on every rank. In: layers and embeddings as they are loaded. Out: each whole where it is used.
 
 The weights of a layer are bytes end to end, packed NF4 as well as bfloat16. Two layers are whole at a time, in two buffers: while one is
-computed the next is gathered, forwards and backwards. docs/decisions/the-base-is-split-as-bytes.md says why this is not FSDP2.
+computed the next is gathered, forwards and backwards. The output layer is whole while the loss is computed, and the input's table waits in
+host memory, from which a pass takes its tokens' rows. docs/decisions/the-base-is-split-as-bytes.md says why this is not FSDP2.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from stages.core.batches import sent
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from stages.train.ranks import Ranks
 
 ALIGNED = 16  # bytes: what Triton and cuBLAS load at once
@@ -18,7 +23,7 @@ gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  #
 
 
 class Shards:
-    """The weights of all decoder layers, of which this rank keeps a part."""
+    """The weights of all decoder layers and of the output layer, of which this rank keeps a part."""
 
     def __init__(self, ranks: "Ranks") -> None:
         """Holds nothing yet.
@@ -31,7 +36,8 @@ class Shards:
         self._buffers: list[torch.Tensor] = []
         self._whole: list[int | None] = [None, None]
         self._coming: list[Any] = [None, None]
-        self._at = (-1, 1)  # the layer in use, and which way the pass goes
+        self._at = (-1, 1)  # the layer in use, and which way the pass goes; the output layer is the one after the last
+        self._own_head: torch.Tensor | None = None
 
     @property
     def layers(self) -> int:
@@ -77,6 +83,47 @@ class Shards:
         self._own.append(buffer[self._ranks.rank * part :][:part].clone())
         self._whole[number % 2] = number
         return views
+
+    def take_ends(self, model: "PreTrainedModel") -> None:
+        """Takes the embeddings: the input's table goes to host memory, and of the output layer's weights this rank keeps its part.
+
+        Args:
+            model: with its embeddings loaded and no adapter on them.
+        """
+        head = model.get_output_embeddings()
+        weight = head.weight.data
+        table: Any = model.get_input_embeddings().weight
+        model.set_input_embeddings(HostTable(table.data))
+        del head.weight  # a tensor from here on, and no parameter: autograd saves what was gathered, and not the place where it stood
+        head.weight = weight.new_empty(0)
+        self._head_shape, self._head_dtype = weight.shape, weight.dtype
+        total = weight.numel() * weight.element_size()
+        part = -(-total // (ALIGNED * self._ranks.count)) * ALIGNED
+        flat = weight.new_zeros(part * self._ranks.count, dtype=torch.uint8)
+        flat[:total] = weight.flatten().view(torch.uint8)
+        self._own_head = flat[self._ranks.rank * part :][:part].clone()
+
+        def lend(module: Any, inputs: Any) -> None:
+            module.weight = self.head()
+
+        def give_back(module: Any, inputs: Any, output: Any) -> None:
+            module.weight = module.weight.new_empty(0)
+
+        head.register_forward_pre_hook(lend)
+        head.register_forward_hook(give_back)
+
+    @property
+    def splits_ends(self) -> bool:
+        """Whether the embeddings were taken."""
+        return self._own_head is not None
+
+    def head(self) -> torch.Tensor:
+        """The output layer's weights, whole for as long as they are held."""
+        assert self._own_head is not None
+        whole = self._own_head.new_empty(len(self._own_head) * self._ranks.count)
+        gather(whole, self._own_head)
+        self._at = (self.layers, 1)
+        return whole[: self._head_shape.numel() * self._head_dtype.itemsize].view(self._head_dtype).view(self._head_shape)
 
     def watch(self, layers: Sequence[torch.nn.Module]) -> None:
         """Has transformers' layers gathered before they are computed, forwards and backwards; the fused path asks for itself."""
@@ -132,10 +179,38 @@ class Shards:
         if ahead == 1:
             for later in range(number + 1, self.layers):
                 self.need(later, 1)
+            if number < self.layers and self.splits_ends:
+                self.head()
             number = self.layers
         if backward:
             for earlier in reversed(range(number)):
                 self.need(earlier, -1)
+
+
+class HostTable(torch.nn.Module):
+    """An input embedding whose table waits in host memory."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        """Copies the table to the host.
+
+        Args:
+            table: `[vocabulary, hidden]`.
+        """
+        super().__init__()
+        # none of it is here, but transformers takes a model's device and type for those of its first parameter
+        self.weight = torch.nn.Parameter(table.new_empty(0), requires_grad=False)
+        self._table = table.cpu()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of some tokens, on the model's device.
+
+        Args:
+            ids: `[rows, tokens] int64`; on the host, if the GPU is not to be waited for.
+
+        Returns:
+            `[rows, tokens, hidden]`.
+        """
+        return sent(torch.nn.functional.embedding(ids.cpu(), self._table), self.weight.device)
 
 
 class Backward(torch.autograd.Function):

@@ -114,7 +114,7 @@ class FusedModel:
             shards: that hold the layers' weights in part, or None.
         """
         base: Any = model.get_base_model()
-        self._base = base
+        self._base, self._shards = base, shards
         self.decoder = [Layer(module, number, base.dtype, shards) for number, module in enumerate(base.model.layers)]
         self.layers = len(self.decoder)
         self.kept = self.layers if kept is None else kept
@@ -141,8 +141,9 @@ class FusedModel:
             slices.lay(lengths, True)
             part = slices.part(batch)
         grad = torch.is_grad_enabled()
+        split = self._shards is not None and self._shards.splits_ends
         with torch.no_grad():
-            x = self._base.get_input_embeddings()(sent(batch.input_ids, device))[0]
+            x = self._base.get_input_embeddings()(batch.input_ids if split else sent(batch.input_ids, device))[0]
         if grad and self.neftune is not None:
             pieces = zip(rows, x.split(lengths), strict=True)
             x = torch.cat([piece + noise(row, self.neftune, piece) for row, piece in pieces])
@@ -163,6 +164,7 @@ class FusedModel:
             x = DecoderLayer.apply(x, layer, place, keep, self.mlp_tokens, parked, *layer.parameters)
         if len(part.columns) < len(x):
             x = x[sent(part.columns, device)]
+        weight = self._shards.head() if self._shards is not None and split else self._base.get_output_embeddings().weight
         if not len(x):  # a slice without a target, of whose tokens others are predicted
             return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
-        return Head.apply(x, self._base.model.norm, self._base.get_output_embeddings().weight, sent(part.targets[0], device), grad)
+        return Head.apply(x, self._base.model.norm, weight, sent(part.targets[0], device), grad)
