@@ -30,7 +30,7 @@ from stages.core.records import Row, write_rows, write_table
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import free_tasks
 from tests import tiny
-from tests.rows import chat, numbered
+from tests.rows import chat, numbered, preference
 from tests.test_evaluate import write_adapter, write_inputs
 
 JSON = st.recursive(
@@ -242,6 +242,12 @@ def test_the_plain_question_is_the_conversation_as_trained_and_examples_come_aft
     assert plain.startswith(first)
     assert few_shot.startswith(first)
     assert few_shot.endswith(plain.removeprefix(first))
+
+
+def test_of_a_preference_the_chosen_answer_is_the_reference(workspace: Path, tiny_base: Path) -> None:
+    (row,) = numbered([preference("explain freely", "the better one", "the other")])
+    ((written, weighed),) = free_tasks("tuned", [row], [], load_params(), load_tokenizer(tiny_base), 512)
+    assert [task.documents[0]["target"] for task in (written, weighed)] == ["the better one"] * 2
 
 
 def test_examples_before_a_free_question_bring_no_system_message_of_their_own_and_leave_room_for_the_answer(
