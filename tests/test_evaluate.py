@@ -21,6 +21,7 @@ from stages.core.params import Numerics, load_params
 from stages.core.records import Row, with_ids, write_rows, write_table
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import check_labels, few_shot_examples
+from stages.export.__main__ import ANSWERS
 from tests import tiny
 
 
@@ -145,11 +146,12 @@ def write_inputs(base: Path, test: list[Row], train: list[Row]) -> None:
     from stages import fetch_model
 
     fetch_model.main(load_params())
-    for path in (paths.SPLIT_TEST, paths.GENERAL / "x"):
+    for path in (paths.SPLIT_TEST, paths.GENERAL / "x", paths.FORMS):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(paths.SPLIT_TEST, test)
     write_rows(paths.SPLIT_TRAIN, train)
     write_table(paths.SPLIT_OVERLAP, pa.table({"task": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}))
+    write_table(paths.FORMS, pa.Table.from_pylist([], schema=ANSWERS))
     for name, items in GENERAL.items():
         tiny.write_jsonl(paths.GENERAL / f"{name}.jsonl", items)
     load_tokenizer(base).save_pretrained(paths.TOKENIZER)

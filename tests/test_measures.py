@@ -29,6 +29,7 @@ from stages.core.prompts import render_prompt
 from stages.core.records import Row, write_rows, write_table
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.domain import free_tasks
+from stages.export.__main__ import ANSWERS
 from tests import tiny
 from tests.rows import chat, numbered, preference
 from tests.test_evaluate import write_adapter, write_inputs
@@ -186,6 +187,7 @@ def test_a_model_that_writes_the_references_is_better_by_the_measures_of_what_is
     write_rows(paths.SPLIT_TEST, test)
     write_rows(paths.SPLIT_TRAIN, test)
     write_table(paths.SPLIT_OVERLAP, pa.table({"task": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}))
+    write_table(paths.FORMS, pa.Table.from_pylist([], schema=ANSWERS))
     write_evaluations(test, {row.id: 1.5 for row in test}, {row.id: row.answer for row in test})
     compare.main(settings())
     found = read_details(paths.COMPARE_REPORT)
