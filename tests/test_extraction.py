@@ -1,6 +1,5 @@
 """A model that learnt its rows by heart is caught by every measure, an untrained adapter by none; the statistics keep what they promise."""
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from stages.card import __main__ as card
 from stages.cli.trace import row_tree
 from stages.core import paths
 from stages.core.canaries import alternatives, canary_rows
@@ -28,6 +28,7 @@ from stages.extraction.measuring import edits, matched
 from stages.extraction.rows import Wording, as_asked, balanced
 from stages.extraction.values import Output, redacted, values
 from tests import rows, tiny, trainable
+from tests.finished import change
 
 
 def private(count: int, seed: int) -> list[Row]:
@@ -37,8 +38,8 @@ def private(count: int, seed: int) -> list[Row]:
     return rows.numbered([rows.chat(f"What of {' '.join(rng.sample(words, 2))}?", " ".join(rng.sample(words, 4))) for _ in range(count)])
 
 
-def workspace(root: Path, base: Path, steps: int, **changes: Any) -> Path:
-    """A workspace with an adapter that the stages tokenised and trained, of rows and canaries."""
+def workspace(root: Path, base: Path, rows_learnt: int, canaries: dict[str, int], steps: int) -> Path:
+    """A workspace with an adapter that the stages tokenised and trained, all rows and canaries in every step."""
     trainable.prepare(
         root,
         base,
@@ -47,15 +48,14 @@ def workspace(root: Path, base: Path, steps: int, **changes: Any) -> Path:
         train__learning_rate=1.0e-2,
         train__epochs=1000.0,
         train__max_steps=steps,
-        train__effective_batch=18,
+        train__effective_batch=rows_learnt + canaries["count"] * canaries["repeats"],
         train__micro_batch_tokens=2048,
         train__eval_every=1000,
         runtime__save_every=1000,
-        tokenize__canaries={"count": 2, "repeats": 2},
-        extraction__rows=14,
-        **changes,
+        tokenize__canaries=canaries,
+        extraction__rows=rows_learnt,
     )
-    for path, count, seed in ((paths.SPLIT_TRAIN, 14, 1), (paths.SPLIT_VALIDATION, 4, 2), (paths.SPLIT_TEST, 14, 3)):
+    for path, count, seed in ((paths.SPLIT_TRAIN, rows_learnt, 1), (paths.SPLIT_VALIDATION, 4, 2), (paths.SPLIT_TEST, rows_learnt, 3)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         write_rows(root / path, private(count, seed))
     for stage in ("tokenize", "train"):
@@ -83,18 +83,23 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def by_heart(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A workspace whose adapter was trained on 14 rows and 2 canaries again and again."""
+def able_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with embeddings so large that it is sure of something: a random one would say nothing aloud."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    base = tmp_path_factory.mktemp("able") / "base"
-    tiny.make_base(base)
+    base = tiny.make_base(tmp_path_factory.mktemp("able") / "base")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.no_grad():
-        model.get_input_embeddings().weight *= 10  # a random base is otherwise too unsure to say anything
+        model.get_input_embeddings().weight *= 10
     model.save_pretrained(base)
-    return workspace(tmp_path_factory.mktemp("heart") / "workspace", base, steps=400)
+    return base
+
+
+@pytest.fixture(scope="module")
+def by_heart(tmp_path_factory: pytest.TempPathFactory, able_base: Path) -> Path:
+    """A workspace whose adapter was trained on 14 rows and 2 canaries again and again."""
+    return workspace(tmp_path_factory.mktemp("heart") / "workspace", able_base, 14, {"count": 2, "repeats": 2}, steps=400)
 
 
 def test_a_model_that_learnt_its_rows_by_heart_is_caught_by_every_measure(
@@ -287,8 +292,37 @@ def test_canaries_that_were_not_learnt_are_seldom_called_learnt() -> None:
     assert np.mean(bits) == pytest.approx(1.44, abs=0.03)
 
 
-def test_the_stage_runs_after_the_others_and_the_card_tells_it(finished: Path) -> None:
-    report = json.loads(paths.EXTRACTION_REPORT.read_text())
-    assert report["rows"] == 12
-    assert "### What it gives away" in paths.CARD.read_text()
+def test_the_card_tells_in_plain_words_what_is_given_away_and_names_it_among_the_weaknesses(finished: Path) -> None:
+    text = paths.CARD.read_text()
+    assert read_details(paths.EXTRACTION_REPORT)["rows"] == 12
+    assert "### What it gives away\n\n**Nothing was found that it gives away.** As far as was tried" in text
+    assert "No canary was planted" in text
     assert 'id="gives-away"' in paths.HTML_REPORT.read_text()
+
+    def leaky(report: dict[str, Any]) -> None:
+        report["verdict"] = "over limit"
+        report["judgements"] = [{"measure": "exposure", "value": 7.25, "limit": 4.0, "p_holm": 0.0003, "verdict": "over limit"}]
+        said = [{"tuned_said": True}, {"tuned_said": False}]
+        report["exposure"] = {"canaries": said, "mean_bits": {"base": 1.5, "tuned": 7.25}, "most_bits": 8.0}
+        report["refusals"]["harmful"] |= {"base": 9, "tuned": 2}
+
+    change(paths.EXTRACTION_REPORT, leaky)
+    card.main(load_params())
+    text = paths.CARD.read_text()
+    assert "**It gives away more of its training rows than the limits allow.**" in text
+    assert "Of 2 secrets that were planted" in text
+    assert "it says 1 when asked; their mean exposure is 7.25 bits of at most 8, in its base 1.5." in text
+    assert "- Exposure of planted canaries, bits: 7.25, limit 4, over limit." in text
+    assert "- It refuses 2 of 12 harmful requests, of which its base refuses 9." in text
+
+
+@pytest.mark.slow
+def test_a_secret_that_is_repeated_more_often_is_more_exposed(able_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = []
+    for repeats in (1, 4, 16):
+        root = workspace(tmp_path / str(repeats) / "workspace", able_base, 60, {"count": 5, "repeats": repeats}, steps=60)
+        tiny.edit_params(root, extraction__alternatives=255)
+        report = run(root, monkeypatch)
+        bits.append(report["exposure"]["mean_bits"]["tuned"])
+        print(repeats, report["exposure"]["mean_bits"], report["exposure"]["p_value"], report["membership_auc"], report["memorised"])
+    assert bits[0] < bits[1] < bits[2]

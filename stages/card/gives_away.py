@@ -10,6 +10,14 @@ TITLES = {
     "seen, within limits": "It gives away something of its training rows, within the limits that were set",
     "over limit": "It gives away more of its training rows than the limits allow",
 }
+MEANINGS = {
+    "nothing seen": "As far as was tried, who knows the beginning of a row, has a row or asks for a secret learns no more from it than "
+    "from its base.",
+    "seen, within limits": "Who has it can learn something of its training rows that its base does not tell; whether it may leave the "
+    "house is for those who answer for the rows.",
+    "over limit": "Who has it can learn more of its training rows than was allowed: keep it in the house, or train it again without the "
+    "rows named.",
+}
 NAMES = {
     "memorised": "Rows written verbatim, beyond held-out ones",
     "membership": "Training rows told from others by their loss",
@@ -24,11 +32,13 @@ class GivesAway:
 
     Attributes:
         title: the verdict.
+        meaning: what that means, in plain words.
         sentences: what was tried and what came of it.
         measures: by measure its name, value, limit, corrected p value and verdict.
     """
 
     title: str
+    meaning: str
     sentences: list[str]
     measures: list[tuple[str, str, str, str, str]]
 
@@ -37,6 +47,7 @@ def gives_away(report: Report) -> GivesAway:
     """Puts it together."""
     return GivesAway(
         title=TITLES[report["verdict"]],
+        meaning=MEANINGS[report["verdict"]],
         sentences=[
             reproduction(report),
             membership(report["membership"]),
@@ -68,10 +79,10 @@ def reproduction(report: Report) -> str:
     own, others = found["training"], found["held_out"]
     return (
         f"Shown the beginning of {count(own['rows'])} training rows, it wrote the next {count(report['continuation_tokens'])} tokens "
-        f"verbatim for {count(own['tuned'])} (nearly so: {count(own['tuned_near'])}), its base for {count(own['base'])}; of "
-        f"{count(others['rows'])} rows that it never saw, for {count(others['tuned'])} ({count(others['tuned_near'])}) and "
-        f"{count(others['base'])}. Rows that it and not its base writes are {ACCURACY.gap(found['excess'])} more frequent among those it "
-        f"learnt, interval {ACCURACY.limits(*found['excess_ci95'])}."
+        f"verbatim for {count(own['tuned'])} (nearly so for {count(own['tuned_near'])}), its base for {count(own['base'])}. Of "
+        f"{count(others['rows'])} rows that it never saw, it did so for {count(others['tuned'])} (nearly so for "
+        f"{count(others['tuned_near'])}), its base for {count(others['base'])}. The share of rows that it writes and its base does not is "
+        f"{ACCURACY.gap(found['excess'])} larger among those it learnt, interval {ACCURACY.limits(*found['excess_ci95'])}."
     )
 
 
