@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.compare.statistics import Paired, detectable_mean, detectable_share, holm, mcnemar, paired
+from stages.compare.statistics import Paired, detectable_mean, detectable_share, mcnemar, paired
+from stages.core.holm import holm
 
 ALPHA = 0.05
 ITEMS = (50, 200, 1000)

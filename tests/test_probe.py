@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stages.core import paths
 from stages.core.batches import TokenRow, collate
+from stages.core.holm import holm
 from stages.core.models import load_tokenizer
 from stages.core.params import load_params
 from stages.core.prompts import ask, render_prompt
@@ -187,7 +188,7 @@ def test_too_few_prompts_that_could_have_changed_are_told_as_such() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_a_corrected_p_value_is_never_below_its_own_and_keeps_the_order(p_values: list[float]) -> None:
-    corrected = verdicts.holm(p_values)
+    corrected = holm(p_values)
     assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
     assert corrected[int(np.argmin(p_values))] == min(corrected) == pytest.approx(min(1.0, min(p_values) * len(p_values)))
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.statistics import best_of, binary, continuous, family, figures
-from stages.compare.statistics import detectable_share, hall_test, holm, mcnemar, paired
+from stages.compare.statistics import detectable_share, hall_test, mcnemar, paired
+from stages.core.holm import holm
 
 NOISE = 3 * np.sqrt(0.05 * 0.95 / 400)  # of a share of 400 trials that is 5 %
 

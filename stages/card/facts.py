@@ -116,6 +116,7 @@ def gather(sources: Sources) -> Facts:
     steps, origins = data_facts.funnel(reports), data_sources(fetched)
     labelled = split["labels"]["train"].keys() != {"(none)"}
     weak = [*weaknesses(compare), *gives_away.weaknesses(reports["extraction"])]
+    leaks = gives_away.gives_away(reports["extraction"])
     allowed = rights.words(sections["card"]["license"], rights.parts(sources.base, origins))
     losses = [loss for _, loss in run_facts.points(sources.curves["train"], "loss")]
     return Facts(
@@ -132,6 +133,7 @@ def gather(sources: Sources) -> Facts:
             compare["domain"]["items"],
             sections["card"]["intended_use"],
             weak,
+            f"{leaks.title}. {leaks.meaning}",
             allowed,
         ),
         glossary=plain.GLOSSARY,
@@ -148,7 +150,7 @@ def gather(sources: Sources) -> Facts:
         tasks=result_facts.tasks(compare, reports["fetch_general"]),
         evidence=evidence.evidence(compare),
         measures=result_facts.measures(compare),
-        gives_away=gives_away.gives_away(reports["extraction"]),
+        gives_away=leaks,
         tuned_cost=result_facts.tuned_cost(reports["evaluate_tuned"]),
         forgetting=result_facts.forgetting(compare),
         best_prompt=PROMPTS[compare["base_prompt"]],

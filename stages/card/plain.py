@@ -25,6 +25,9 @@ GLOSSARY = [
     ("p", "how often chance alone would give a difference as large; corrected for the number of questions asked of the data (Holm)"),
     ("won, lost", "questions that the tuned model answers rightly and the other wrongly, and the other way round"),
     ("forgetting", "general questions that the base answered and the tuned model does not"),
+    ("canary", "a made-up secret put among the rows on purpose, to see whether the model learns such things by heart"),
+    ("exposure", "how much likelier the model finds a planted secret than others drawn at random, in bits: each doubles the odds"),
+    ("area under the ROC curve", "how often a row that was learnt looks more familiar to the model than one that was not"),
     ("token", "a piece of a word: what models read and write"),
     ("loss", "how surprised the model is by the right answer; less is better"),
     ("KL divergence", "how far two models' predictions are apart; nought where they are the same"),
@@ -33,7 +36,14 @@ GLOSSARY = [
 
 
 def answers(
-    base: str, parameters: int, rows: int, items: int, intended_use: str, weaknesses: Sequence[str], rights: Sequence[str]
+    base: str,
+    parameters: int,
+    rows: int,
+    items: int,
+    intended_use: str,
+    weaknesses: Sequence[str],
+    gives_away: str,
+    rights: Sequence[str],
 ) -> list[tuple[str, str]]:
     """What a reader asks first, without the result.
 
@@ -44,6 +54,7 @@ def answers(
         items: test rows.
         intended_use: card.intended_use.
         weaknesses: sentences, the gravest first.
+        gives_away: what it gives away of its rows, in sentences.
         rights: sentences on the licences, the model's own last.
 
     Returns:
@@ -59,6 +70,7 @@ def answers(
     ]
     if weaknesses:
         found.append(("Where does it fail?", weaknesses[0]))
+    found.append(("Does it give away what it learnt from?", gives_away))
     found.append(("What is it not for?", NOT_FOR))
     found.append(("May I use it?", rights[-1]))
     return found

@@ -3,13 +3,14 @@
 In: two scores an item. Out: numbers. Pure functions of arrays and a seed; `python -m benchmarks.statistics` measures what they promise.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
 from scipy.stats import binom, binomtest, t
+
+from stages.core.holm import holm
 
 POWER = 0.8  # of the minimum detectable difference, the field's custom
 COVERED = 0.95  # of every interval
@@ -192,24 +193,6 @@ def hall_test(differences: np.ndarray) -> float:
     skewness = float(((centred / spread) ** 3).mean())
     statistic = np.sqrt(size) * (shift + shift**2 * skewness / 3 + shift**3 * skewness**2 / 27 + skewness / (6 * size))
     return float(2 * t.sf(abs(statistic), size - 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values: below alpha with a chance of at most alpha for any of them where no effect is there.
-
-    Holm, 1979, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6.
-
-    Args:
-        p_values: of one family of tests.
-
-    Returns:
-        As many, in the same order.
-    """
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for done, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
 
 
 def corrected(family: dict[Key, Paired]) -> dict[Key, Paired]:

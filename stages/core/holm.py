@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): at level alpha those at most alpha are rejected, with at most that chance of any false one.
+    """Holm's step-down correction: at level alpha those at most alpha are rejected, with at most that chance of any false one.
+
+    Holm, 1979, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6.
 
     Args:
         p_values: of the tests.
