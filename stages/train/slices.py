@@ -121,18 +121,20 @@ class Slices:
             place.copy_(tensor.unflatten(1, (count, -1)).transpose(0, 1))
         return self._exchanged(sent).flatten(0, 1).split(parts, 1)
 
-    def to_tokens(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def to_tokens(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The inverse of `to_heads`: all heads of this rank's tokens.
 
         Args:
-            *tensors: `[all tokens, heads / ranks, width]`.
+            tensors: `[all tokens, heads / ranks, width]`; the list is emptied, so that their memory is free while they travel.
 
         Returns:
             As many, `[tokens of a slice, heads, width]`.
         """
         parts = [tensor.shape[1] for tensor in tensors]
         sent = torch.cat(tensors, 1) if len(tensors) > 1 else tensors[0].contiguous()
+        tensors.clear()
         got = self._exchanged(sent.unflatten(0, (self._ranks.count, -1)))
+        del sent
         return tuple(piece.transpose(0, 1).flatten(1, 2) for piece in got.split(parts, 2))
 
     def _exchanged(self, sent: torch.Tensor) -> torch.Tensor:
@@ -187,7 +189,7 @@ class ToHeads(torch.autograd.Function):
         Returns:
             One for each argument of forward.
         """
-        return None, *ctx.slices.to_tokens(*gradients)
+        return None, *ctx.slices.to_tokens(list(gradients))
 
 
 class ToTokens(torch.autograd.Function):
@@ -206,7 +208,7 @@ class ToTokens(torch.autograd.Function):
             As of to_tokens.
         """
         ctx.slices = slices
-        return slices.to_tokens(tensor)[0]
+        return slices.to_tokens([tensor])[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:

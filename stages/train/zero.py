@@ -33,6 +33,8 @@ class Zero:
             UserError: DeepSpeed is not installed, or what it compiles for a drive is not there.
         """
         os.environ.setdefault("DS_ACCELERATOR", device)
+        if device == "cuda":
+            os.environ["LOCAL_RANK"] = "0"  # by which DeepSpeed takes a GPU, and each rank sees its own alone
         try:
             import deepspeed
         except ImportError as error:

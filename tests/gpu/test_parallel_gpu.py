@@ -35,8 +35,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "auto": {"train__parallel": "auto", "train__micro_batch_tokens": "auto"},
     "fsdp": {"train__parallel": "fsdp"},
     "fsdp_plain": {"train__parallel": "fsdp", "train__kernels": "plain", "train__recompute": 2},
-    "sequence": {"train__parallel": "sequence"},
-    "sequence_plain": {"train__parallel": "sequence", "train__kernels": "plain", "train__recompute": 2},
+    # the products of a slice round otherwise than those of whole rows, and large steps in bfloat16 make that a course of its own
+    "gentle": {"train__parallel": "single", "train__learning_rate": 1e-3},
+    "sequence": {"train__parallel": "sequence", "train__learning_rate": 1e-3},
+    "sequence_plain": {"train__parallel": "sequence", "train__learning_rate": 1e-3, "train__kernels": "plain", "train__recompute": 2},
     "killed": {"train__parallel": "fsdp", "train__epochs": 40.0},
 }
 
@@ -103,11 +105,12 @@ def course(root: Path) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("name", ["ddp", "auto", "fsdp", "fsdp_plain", "sequence", "sequence_plain"])
 def test_two_gpus_train_as_one_does(runs: dict[str, Path], name: str) -> None:
-    assert course(runs[name])[0] == pytest.approx(course(runs["single"])[0], rel=1e-2)
-    assert course(runs[name])[1] == pytest.approx(course(runs["single"])[1], rel=1e-2)
-    one, two = (load_file(runs[each] / "models/adapter/adapter_model.safetensors") for each in ("single", name))
+    alone = "gentle" if name.startswith("sequence") else "single"
+    assert course(runs[name])[0] == pytest.approx(course(runs[alone])[0], rel=1e-2)
+    assert course(runs[name])[1] == pytest.approx(course(runs[alone])[1], rel=1e-2)
+    one, two = (load_file(runs[each] / "models/adapter/adapter_model.safetensors") for each in (alone, name))
     assert {key: (tensor.shape, tensor.dtype) for key, tensor in one.items()} == {k: (t.shape, t.dtype) for k, t in two.items()}
-    configs = [(runs[each] / "models/adapter/adapter_config.json").read_text() for each in ("single", name)]
+    configs = [(runs[each] / "models/adapter/adapter_config.json").read_text() for each in (alone, name)]
     assert configs[0] == configs[1]
 
 

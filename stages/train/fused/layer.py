@@ -108,14 +108,14 @@ class Layer:
             q, k, v = slices.to_heads(q, slices.repeated(k), slices.repeated(v))
             qkv = qkv if self.q_norm is not None else q  # which is then done with
         attended, rest = attention.forward(q, k, v, rows, self.scale)
-        out = attended if slices is None else slices.to_tokens(attended)[0]
+        out = attended if slices is None else slices.to_tokens([attended])[0]
         return Attended(out, attended, qkv, q, k, v, inverse, rest)
 
     def attend_backward(self, grad: torch.Tensor, attended: Attended, rows: Rows) -> torch.Tensor:
         """The gradient of qkv in a buffer of its group.
 
         Args:
-            grad: of the attention's result, `[tokens, heads * head_dim]`.
+            grad: of the attention's result, `[tokens, heads * head_dim]`; of slices as attention gave it.
             attended: as `attend` gave it.
             rows: where the rows lie.
 
@@ -123,15 +123,13 @@ class Layer:
             `[tokens, height + ranks]` of qkv; the last columns are not filled.
         """
         a = attended
-        grad = grad.view_as(a.out)
-        slices = rows.slices
-        if slices is None:
-            q, k, v = attention.backward(grad, a.q, a.k, a.v, a.attended, a.rest, rows, self.scale)
-        else:
-            (grad,) = slices.to_heads(grad)
-            q, k, v = slices.to_tokens(*attention.backward(grad, a.q, a.k, a.v, a.attended, a.rest, rows, self.scale))
-            k, v = slices.summed(k), slices.summed(v)
-        wide = self.qkv.room(a.out, self.qkv.height)
+        q, k, v = attention.backward(grad.view_as(a.attended), a.q, a.k, a.v, a.attended, a.rest, rows, self.scale)
+        if rows.slices is not None:
+            gradients = [q, k, v]
+            del q, k, v
+            q, k, v = rows.slices.to_tokens(gradients)
+            k, v = rows.slices.summed(k), rows.slices.summed(v)
+        wide = self.qkv.room(q, self.qkv.height)
         ops.join(q, k, v, rows.cos, rows.sin, wide)
         for norm, part, inverse in zip((self.q_norm, self.k_norm), self.qkv.rows[:2], a.inverse, strict=False):
             ops.rms_norm_backward(wide[:, part], a.qkv[:, part], norm.weight, inverse, wide[:, part], self.count(part))
@@ -301,6 +299,9 @@ class DecoderLayer(torch.autograd.Function):
         layer.output.widen(matrix, inputs)
         found = [*layer.output.gradients(wide, inputs), *found]
         del inputs
+        attended.out = attended.attended  # of slices the memory of one of the two is free from here on, and of the gradient's
+        if rows.slices is not None:
+            (attended_grad,) = rows.slices.to_heads(attended_grad.unflatten(1, (-1, layer.head_dim)))
         qkv_grad = layer.attend_backward(attended_grad, attended, rows)
         del attended, attended_grad
         n, inverse = layer.normed(layer.first_norm, x, layer.qkv)
