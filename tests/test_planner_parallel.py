@@ -251,16 +251,26 @@ MEASURED = ROOT / "benchmarks/results/parallel.json"
 SHAPES = {"8b": "Llama-3.1-8B", "32b": "Qwen2.5-32B", "70b": "Llama-3.1-70B"}
 
 
-@pytest.mark.parametrize("measured", json.loads(MEASURED.read_text(encoding="utf-8")), ids=lambda measured: measured["name"])
+def is_held(cell: dict[str, Any]) -> bool:
+    """Whether the planner claims to predict a cell: docs/planner-parallel.md has its errors on the others."""
+    return cell["parallel"] in ("single", "ddp", "fsdp") and not cell.get("longest", False)
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [one for one in json.loads(MEASURED.read_text(encoding="utf-8")) if is_held(one["cell"])],
+    ids=lambda measured: measured["name"],
+)
 def test_what_was_measured_on_two_gpus_had_been_predicted(measured: dict[str, Any]) -> None:
     """Within 3 % of memory, as the plan leaves free, and 6 % of speed, 8 where hardly any memory is left (docs/planner-parallel.md)."""
     cell, card = measured["cell"], planner_cards.named(measured["card"], 80 * GIB)
-    tokens, engine = cell["rows"] * cell["tokens"], "fused" if cell["engine"] == "luthier" else "plain"
-    optimizer = cell.get("optimizer", "adamw")
+    tokens, engine = cell["rows"] * cell["tokens"], "plain" if cell["engine"] == "accelerate" or cell.get("plain") else "fused"
+    optimizer, quantization = cell.get("optimizer", "adamw"), cell.get("quantization", "nf4")
     gib = 80 if cell.get("mlp_tokens") is None else cell["cap_gib"]  # with less, the plan takes the same pieces
-    asked = job(SHAPES[cell["shape"]], gib, engine=engine, card=card, lengths=[cell["tokens"]] * 400, optimizer=optimizer)
+    own = {"engine": engine, "card": card, "optimizer": optimizer, "quantization": quantization}
+    asked = job(SHAPES[cell["shape"]], gib, lengths=[cell["tokens"]] * 400, **own)
     shape = shape_of(asked["config"])
-    method = Method(engine, "nf4", 16, "all-linear", optimizer, False)
+    method = Method(engine, quantization, 16, "all-linear", optimizer, False)
     passed = ALONE if cell["ranks"] == 1 else exchange(cell["parallel"], cell["ranks"], NVLINK, shape, method, card)
     if cell["parallel"] == "fsdp" and "mlp_tokens" not in cell:  # measured while the embeddings were whole on each GPU
         more = held_bytes(shape, method)["embeddings"] - passed.head_bytes // cell["ranks"]

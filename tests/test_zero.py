@@ -29,6 +29,15 @@ def test_without_deepspeed_zero3_says_how_to_get_it(tmp_path: Path, tiny_base: P
     assert "pip install --no-deps deepspeed" in said
 
 
+@pytest.mark.skipif(not WITH or Path("/usr/include/libaio.h").exists(), reason="DeepSpeed is not installed, or can read a drive")
+def test_a_drive_that_cannot_be_read_is_refused_before_the_base_is(tmp_path: Path, tiny_base: Path) -> None:
+    drive = {"train__parallel": "zero3", "runtime__processes": 2, "runtime__zero_offload": str(tmp_path)}
+    code, said = trainable.run(trainable.prepare(tmp_path / "root", tiny_base, **drive, **STEPS))
+    assert code == 1
+    assert "DeepSpeed compiles its async_io, which failed here" in said
+    assert "libaio-dev" in said
+
+
 @pytest.mark.skipif(not WITH, reason="DeepSpeed is not installed")
 @pytest.mark.parametrize(("waits", "recompute"), [("gpu", "none"), ("host", "all")])
 def test_zero3_trains_as_one_process_does(waits: str, recompute: str, tmp_path: Path, tiny_base: Path) -> None:

@@ -30,7 +30,7 @@ class Zero:
             waits: runtime.zero_offload: gpu | host | a folder of an NVMe drive.
 
         Raises:
-            UserError: DeepSpeed is not installed, or what it compiles for a drive is not there.
+            UserError: DeepSpeed is not installed, or what it needs for a drive cannot be compiled.
         """
         os.environ.setdefault("DS_ACCELERATOR", device)
         if device == "cuda":
@@ -48,11 +48,15 @@ class Zero:
         self._remote = {"gpu": None, "host": "cpu"}.get(waits, "nvme")
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
-        if self._remote == "nvme" and not AsyncIOBuilder().is_compatible(verbose=False):
-            raise UserError(
-                f"runtime.zero_offload is {waits}, and to read a drive DeepSpeed compiles its async_io against libaio, which is not here; "
-                "install its headers (Debian and Ubuntu: libaio-dev), or set runtime.zero_offload: host"
-            )
+        if self._remote == "nvme":
+            try:
+                AsyncIOBuilder().load(verbose=False)
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"runtime.zero_offload is {waits}, and to read a drive DeepSpeed compiles its async_io, which failed here "
+                    f"({str(error).splitlines()[0]}); it needs a C++ compiler, ninja and libaio's headers (Debian and Ubuntu: "
+                    f"libaio-dev), or set runtime.zero_offload: host"
+                ) from error
         deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
         offload: dict[str, Any] = {} if self._remote is None else {"device": self._remote, "pin_memory": device == "cuda"}
         if self._remote == "nvme":
