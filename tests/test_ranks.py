@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from stages.core.batches import TokenRow
+from stages.core.errors import UserError
 from stages.core.models import digests, load_base
 from stages.core.params import Numerics
 from stages.core.streaming import decoder_layers, stream_base
@@ -20,6 +22,7 @@ from stages.train.batches import deal
 from stages.train.dry_run import rehearse
 from stages.train.ranks import Ranks, join
 from stages.train.sft import Training
+from stages.train.slices import Slices
 from tests import tiny, trainable
 
 STEPS = {"epochs": 2.0, "learning_rate": 1e-2, "eval_every": 2, "effective_batch": 5}
@@ -185,6 +188,12 @@ def test_ranks_leave_out_the_step_at_fault_and_go_back_together(courses: Any, ca
         assert found["left_out"] == steps
         assert [rule for _, rule, action in found["events"] if action == "roll_back"] == rules
         assert found["reason"] == "last_step"
+
+
+def test_heads_that_cannot_be_dealt_to_the_ranks_end_the_training_with_a_sentence(tiny_base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    with pytest.raises(UserError, match="4 heads of queries and 2 of keys cannot be dealt evenly to 3 processes"):
+        Slices(Ranks(0, 3), model, torch.float32, 64)
 
 
 def test_every_rank_holds_the_same_adapter(courses: dict[tuple[int, str], list[dict[str, Any]]]) -> None:
