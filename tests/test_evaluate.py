@@ -92,6 +92,30 @@ def test_attention_one_row_at_a_time_gives_what_attention_over_the_whole_pass_gi
     assert engine.generate_until(opened) == written
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_layers_in_another_layout_hold_the_same_weights_and_give_the_same_but_for_rounding(tiny_base: Path, dora: bool) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from stages.evaluate.linear import Prepacked, prepack
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False, use_dora=dora)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), config).eval()
+    ids = torch.arange(1, 41).reshape(2, 20)
+    with torch.inference_mode():
+        before = model(ids).logits
+        held = {name: layer.weight for name, layer in model.named_modules() if type(layer) is torch.nn.Linear}
+        prepack(model)
+        packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, Prepacked)}
+        assert packed
+        assert set(held) - set(packed) == {name for name in held if "lora_" in name}
+        assert all(torch.equal(layer.packed.to_dense(), held[name]) for name, layer in packed.items())
+        assert sum(hasattr(layer, "weight") for layer in packed.values()) == (len(packed) if dora else 1)
+        assert torch.allclose(model(ids).logits, before, atol=1e-4)
+
+
 def test_one_prompt_alone_or_equal_prompts_can_be_answered(tiny_model: tuple[Any, Any]) -> None:
     settings = {"until": ["\n"], "max_gen_toks": 3}
     engine, _ = engine_and_plain(tiny_model, rendered=True)

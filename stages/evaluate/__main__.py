@@ -74,7 +74,7 @@ def main(variant: str, params: Params) -> None:
         for way in ways:
             done = run.folder / "done" / f"{way[0].key}.json"
             if not done.is_file():
-                model = model or load_variant(variant, manifest, params.numerics, device, len(tokenizer))
+                model = model or loaded(variant, manifest, params, device, len(tokenizer))
                 keep(done, asked(way, model, tokenizer, params.evaluate.batch_size, f"evaluate@{variant}", run.folder / "tasks"))
             results |= json.loads(done.read_text(encoding="utf-8"))
         tasks = [task for way in ways for task in way]
@@ -111,6 +111,15 @@ def main(variant: str, params: Params) -> None:
             )
             write_report(place(paths.EVALUATE_REPORT[variant]), {}, {"test_rows": len(test), **details(tasks, results, settings)})
             write_report(place(paths.EVALUATE_MACHINE[variant]), {}, {"device": device, "ways": speeds(ways, results)})
+
+
+def loaded(variant: str, manifest: dict[str, Any], params: Params, device: str, vocabulary: int) -> "PreTrainedModel | PeftModel":
+    """The model that is asked, its layers laid out for speed."""
+    from stages.evaluate.linear import prepack
+
+    model = load_variant(variant, manifest, params.numerics, device, vocabulary)
+    prepack(model)
+    return model
 
 
 def longest_input(manifest: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
