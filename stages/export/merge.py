@@ -32,9 +32,6 @@ def merge_into(folder: Path, manifest: dict[str, Any], quantization: Literal["nf
         manifest: of the base.
         quantization: nf4 adds it to the values that the base's 16 levels stand for, none to the weights as fetched.
         adapter: the adapter's folder, tokenizer included.
-
-    Raises:
-        UserError: a merged language model cannot hold all that the adapter holds.
     """
     tokenizer = load_tokenizer(adapter)
     # load_base unpacks NF4 on a CPU
