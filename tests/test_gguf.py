@@ -238,6 +238,7 @@ def test_the_modelfile_says_the_template_in_ollamas_words(tiny_base: Path, tmp_p
     shutil.copytree(tiny_base, folder)
     assert modelfile(folder, "q8_0").splitlines()[0] == "FROM ./model-q8_0.gguf"
     assert 'PARAMETER stop "<|im_end|>"' in modelfile(folder, "q8_0")
+    assert modelfile(folder, "q8_0").endswith("PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n")
     assert (
         '{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
         '{{ else if eq .Role "user" }}'

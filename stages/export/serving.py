@@ -90,7 +90,8 @@ def modelfile(folder: Path, form: str) -> str:
     else:
         lines.append(f'TEMPLATE """{template}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    return "\n".join([*lines, f"PARAMETER num_ctx {min(context, 8192)}", "PARAMETER temperature 0", ""])
+    # greedy as measured: Ollama's own penalty on repeated tokens, 1.1 by its documentation, would change the most probable token too
+    return "\n".join([*lines, f"PARAMETER num_ctx {min(context, 8192)}", "PARAMETER temperature 0", "PARAMETER repeat_penalty 1", ""])
 
 
 def write_serving(folder: Path, forms: Sequence[str], merged: Path) -> None:
