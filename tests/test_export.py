@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -325,6 +326,11 @@ def test_base_and_every_artefact_answer_in_the_prompt_of_training(ready: Path) -
             said[artefact] = {name: "".join(speaker(asked)).strip() for name, speaker in speakers.items()}
     first = said[paths.ADAPTER]
     assert first["base"] != first["tuned"]
+    with ExitStack() as stack:
+        running, half = threading.active_count(), open_speakers(paths.ADAPTER, params, 6, stack)["tuned"](asked)
+        next(half)
+        half.close()  # as Ctrl-C does
+        assert threading.active_count() == running
     assert all(answers["base"] == first["base"] for answers in said.values())
     assert said[paths.EXPORT / "merged"]["tuned"] == first["tuned"]
     with pytest.raises(UserError, match=r"params\.yaml is no artefact"), ExitStack() as stack:

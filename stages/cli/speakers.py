@@ -96,21 +96,25 @@ def question(text: str, params: "Params", labelled: bool) -> list[Message]:
 
 def _of_transformers(model: Any, tokenizer: Any, longest: int, bare: bool = False) -> Speaker:
     """A model in this process; `bare` leaves its adapter out."""
-    from threading import Thread
+    from threading import Event, Thread
 
     import torch
-    from transformers import TextIteratorStreamer
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
 
     def say(messages: Sequence[Message]) -> Iterator[str]:
         ids = torch.tensor([tokenizer.encode(render_prompt(tokenizer, messages), add_special_tokens=False)], device=model.device)
         pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         failed: list[BaseException] = []
+        left = Event()
+        # a thread that is still inside PyTorch when the process ends aborts it
+        stopping = StoppingCriteriaList([lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device)])
 
         def write() -> None:
             try:
                 with model.disable_adapter() if bare else nullcontext(), torch.inference_mode():
                     model.generate(
                         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False, streamer=pieces,
+                        stopping_criteria=stopping,
                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
                     )  # fmt: skip
             except BaseException as error:
@@ -119,8 +123,11 @@ def _of_transformers(model: Any, tokenizer: Any, longest: int, bare: bool = Fals
 
         writer = Thread(target=write, daemon=True)
         writer.start()
-        yield from pieces
-        writer.join()
+        try:
+            yield from pieces
+        finally:
+            left.set()
+            writer.join()
         if failed:
             raise failed[0]
 
