@@ -20,7 +20,7 @@ from stages.core.streaming import decoder_layers, stream_base
 from stages.train import adapter
 from stages.train.batches import deal
 from stages.train.dry_run import rehearse
-from stages.train.ranks import Ranks, join
+from stages.train.ranks import Ranks, is_lost, join
 from stages.train.sft import Training
 from stages.train.slices import Slices
 from tests import tiny, trainable
@@ -136,6 +136,21 @@ def work(rank: int, count: int, base: Path, out: Path) -> None:
     for case in cases(count):
         found = trained(base, out / case, case, ranks)
         (out / f"{case}-{rank}.json").write_text(json.dumps(found))
+    if count == 2:
+        (out / f"ended-{rank}.json").write_text(json.dumps(ended(base, out / "ended", ranks)))
+
+
+def ended(base: Path, root: Path, ranks: Ranks) -> dict[str, Any]:
+    """How a training ends on this rank when another finds no memory for its update: it asks for a pebibyte, which no machine has."""
+    training = trainable.training(base, root, ranks=ranks, **STEPS)
+    if ranks.rank == 1:
+        training.optimizer.register_step_pre_hook(lambda *_: torch.empty(2**50, dtype=torch.uint8) and None)
+    try:
+        training.fit()
+    except (UserError, RuntimeError) as error:
+        lost = isinstance(error, RuntimeError) and is_lost(error)
+        return {"said": str(error), "lost": lost, "adapter": {}, "course": []}
+    raise AssertionError("it went on")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +168,8 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], l
         for process in processes:
             process.join(280)
         assert [process.exitcode for process in processes] == [0] * count
+        if count == 2:
+            found[2, "ended"] = [json.loads((out / f"ended-{rank}.json").read_text()) for rank in range(2)]
         for case in cases(count):
             found[count, case] = [json.loads((out / f"{case}-{rank}.json").read_text()) for rank in range(count)]
     for case in CASES:
@@ -194,6 +211,13 @@ def test_heads_that_cannot_be_dealt_to_the_ranks_end_the_training_with_a_sentenc
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     with pytest.raises(UserError, match="4 heads of queries and 2 of keys cannot be dealt evenly to 3 processes"):
         Slices(Ranks(0, 3), model, torch.float32, 64)
+
+
+def test_a_rank_that_finds_no_memory_for_its_update_says_so_and_the_others_miss_it(courses: Any) -> None:
+    first, second = courses[2, "ended"]
+    assert first["lost"]
+    assert not second["lost"]
+    assert second["said"].startswith("the memory ran out in the update of step 1, which no rank can do again alone; lower")
 
 
 def test_every_rank_holds_the_same_adapter(courses: dict[tuple[int, str], list[dict[str, Any]]]) -> None:

@@ -84,7 +84,7 @@ def test_a_rank_that_dies_ends_all_with_a_sentence(story: dict[str, Any], which:
     code, said = story["told"][which]
     assert code == 1
     assert "train: rank 1 of 2 (process " in said
-    assert "was killed by signal 9; the other ranks were ended and nothing was published" in said
+    assert "was killed by signal 9 without a word; the other ranks were ended and nothing was published" in said
     assert "Traceback" not in said
 
 

@@ -143,7 +143,10 @@ def told() -> Iterator[None]:
         if not ranks.is_lost(error):
             raise
         time.sleep(LOST_SECONDS)  # the process that started the ranks sees which one died, and ends this one before it speaks
-        raise UserError("another rank is gone, so nothing was published; the same command goes on from the last checkpoint") from error
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"another rank is gone, or did not answer, so nothing was published; the same command goes on from the last checkpoint ({why})"
+        ) from error
     except Stopped as stopped:
         sys.stderr.write(f"train: stopped by {stopped}; nothing was published; the same command goes on from the last checkpoint\n")
         if stopped.number == signal.SIGINT:

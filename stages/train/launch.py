@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ROOT, PARALLEL, PARENT = "LUTHIER_ROOT", "LUTHIER_PARALLEL", "LUTHIER_PARENT"  # what the parent has decided, and its process id
 WATCH_SECONDS = 0.1
 CONTEXT_BYTES = int(0.6 * 2**30)  # of a GPU: the driver's and CUDA's own
+SENTENCE = "train: "
+LAST_LINES = 3  # of what a rank has said, where it is no sentence
 LAST_WORDS_SECONDS = 3.0  # for the first rank to say what ended it, before another's end is told
 
 
@@ -142,13 +144,13 @@ def start(count: int, parallel: str, root: Path, stop: Stop) -> None:
                     subprocess.Popen([sys.executable, "-m", "stages.train", *sys.argv[1:]], env=environment, stderr=words if rank else None)
                 )
         _wait(ranks, meeting, stop)
+        remove(meeting)  # where one failed, what all have said stays
     finally:
         for process in ranks:
             if process.poll() is None:
                 process.kill()
         for process in ranks:
             process.wait()
-        remove(meeting)
 
 
 def _wait(ranks: "list[subprocess.Popen[bytes]]", meeting: Path, stop: Stop) -> None:
@@ -174,12 +176,22 @@ def _wait(ranks: "list[subprocess.Popen[bytes]]", meeting: Path, stop: Stop) -> 
         while ranks[0].poll() is None and time.monotonic() < end:
             time.sleep(WATCH_SECONDS)
         dead, code = (0, ranks[0].returncode) if ranks[0].poll() else (dead, code)
-    if dead == 0 and code > 0:
+    if dead == 0 and code > 0:  # it speaks where this process does
+        for rank, process in enumerate(ranks):
+            last = _last_words(meeting, rank) if rank and process.returncode else []
+            if last and not last[-1].startswith(SENTENCE):  # no sentence that the first has said too
+                sys.stderr.write(f"train: rank {rank} of {len(ranks)} ended with code {process.returncode}: {' | '.join(last)}\n")
         raise SystemExit(code)
-    words = (meeting / f"rank-{dead}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    said = f": {words[-1].removeprefix('train: ')}" if words else ""
+    last = _last_words(meeting, dead)
+    said = f": {' | '.join(last).removeprefix(SENTENCE)}" if last else " without a word"
     raise UserError(
         f"rank {dead} of {len(ranks)} (process {ranks[dead].pid}) {how}{said}; the other ranks were ended and nothing was published; "
         f"the same command goes on from the last checkpoint"
     )
+
+
+def _last_words(meeting: Path, rank: int) -> list[str]:
+    """The sentence with which a rank has ended, or the last lines of what else it has said."""
+    words = (meeting / f"rank-{rank}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return words[-1:] if words and words[-1].startswith(SENTENCE) else words[-LAST_LINES:]

@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.core.errors import UserError
 
 FILE = "shrunk.json"
-SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # libraries that allocate for themselves
+SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # without a class
 LEAST_MLP_TOKENS = 256
 
 

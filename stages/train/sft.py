@@ -8,12 +8,13 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.core.batches import TokenRow
+from stages.core.errors import UserError
 from stages.core.progress import progress
 from stages.train import adapter, checkpoints, machine, telemetry
 from stages.train.batches import Step, computed_tokens, cut, deal, fill
@@ -23,7 +24,7 @@ from stages.train.passes import MicroBatch, passes, summed
 from stages.train.plain import PlainModel
 from stages.train.ranks import Gradients, Ranks
 from stages.train.recovery import approved, hear
-from stages.train.room import OutOfRoom, Room, free_cache, told, watched
+from stages.train.room import OutOfRoom, Room, free_cache, is_out_of_memory, told
 from stages.train.state import Point, State
 from stages.train.stop import Stop, Stopped
 from stages.train.tracking import Tracker
@@ -203,11 +204,11 @@ class Training:
         micro_batches = [micro_batch for share in shares for micro_batch in share]
         largest = max(micro_batches, key=lambda rows: computed_tokens(rows, self.lengths, self.batching))
         found, failed = passes(self, shares, self.rows, targets)
-        with self._alone(largest):
+        with self._alone(step, largest):
             losses, failed = self.gradients.exchange(found, sum(map(len, shares[: self.place])), len(micro_batches), failed)
         if failed is not None:
             raise OutOfRoom(micro_batches[failed])
-        with self._alone(largest):
+        with self._alone(step, largest):
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
             if not approved(self, step, micro_batches, losses, norm):
                 return None
@@ -216,9 +217,21 @@ class Training:
             self.optimizer.step()
         return {"loss": sum(losses), "grad_norm": norm, "learning_rate": rate}
 
-    def _alone(self, rows: MicroBatch) -> contextlib.AbstractContextManager[None]:
-        """`watched` for what one process can do again; of several, memory that runs out between the passes ends them."""
-        return watched(rows) if self.ranks.count == 1 else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _alone(self, step: Step, rows: MicroBatch) -> Iterator[None]:
+        """What is done between the passes: one process can do it again with less, of several one that finds no memory ends them."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.ranks.count == 1:
+                raise OutOfRoom(rows) from error
+            resumed = "; nothing was published, and the same command goes on from the last checkpoint" if self.ranks.first else ""
+            raise UserError(
+                f"the memory ran out in the update of step {step.number}, which no rank can do again alone; lower train.micro_batch_tokens "
+                f"or train.rank, take train.optimizer paged_adamw_8bit, or close other programs on the GPU{resumed}"
+            ) from error
 
     def _seed(self, step: int) -> None:
         """Seeds a step's dropout: far apart for neighbouring steps and seeds (Knuth's multiplicative hash), another on every rank."""
