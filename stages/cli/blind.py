@@ -44,8 +44,10 @@ def run(args: argparse.Namespace) -> None:
     seed = params.seed if args.seed is None else args.seed
     rows = read_rows(paths.SPLIT_TEST)
     chosen = random.Random(f"blind {seed}").sample(rows, min(args.rows, len(rows)))
+    # the port first: a wrong one is told before minutes of answers
+    server = BlindServer([], args.votes, args.artefact.as_posix(), args.who if args.who is not None else git_name(), args.port)
     items = asked(chosen, args.artefact, params, args.max_tokens, seed)
-    server = BlindServer(items, args.votes, args.artefact.as_posix(), args.who if args.who is not None else git_name(), args.port)
+    server.items = {item["id"]: item for item in items}
     server.serve_until_stopped(f"{len(items)} pairs of answers: {server.address}", f"Ctrl-C ends; votes are in {args.votes}.")
     print(sentence(outcome(read_votes(args.votes, args.artefact.as_posix()))))
 
