@@ -27,6 +27,7 @@ def lively(report: dict[str, Any]) -> None:
     report["base_prompt"] = "few_shot"
     report["domain"] |= {"base": 0.22, "tuned": 0.613, "classical": 0.8371, "difference": 0.393, "ci95": [0.33, 0.456]}
     report["general"] |= {"difference": -0.0061, "ci95": [-0.0313, 0.0189]}
+    report["others"][0] |= {"prompt": "tf-idf", "base": 0.8371, "difference": -0.2241, "p_holm": 0.0003}
     report |= {"verdict": "improved", "forgetting": "none"}
 
 

@@ -150,6 +150,8 @@ def test_a_verdict_names_gain_loss_and_the_better_tool(finished: Path) -> None:
     right = "It is right on 61.3 % of 24 held-out rows; the base, asked in the way that suits it best, is right on 22.0 %."
     assert f"**Better at its task.** {right}" in text
     assert "reaches 83.7 %: where only the label is wanted, it is the better and far cheaper tool" in text
+    change(paths.COMPARE_REPORT, lambda report: report["others"][0].update(p_holm=0.4))
+    assert "reaches 83.7 %, no difference beyond chance: where only the label is wanted, it does as well and is far cheaper" in made()
     change(paths.COMPARE_REPORT, lambda report: report.update(forgetting="over limit"))
     assert "but it forgot too much" in made()
     change(paths.COMPARE_REPORT, lambda report: report.update(verdict="worse", forgetting="none"))

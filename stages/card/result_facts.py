@@ -241,7 +241,7 @@ def difference(compare: Report) -> str:
     """The paired difference on the domain in one sentence."""
     metric = metric_of(compare)
     best = next(entry for entry in compare["tasks"] if entry["task"] == "domain" and entry["prompt"] == compare["base_prompt"])
-    interval = f"{LEVEL} interval {metric.limits(*best['ci95'])}, p = {number(best['p_holm'])}"
+    interval = f"{LEVEL} interval {metric.limits(*best['ci95'])}, p = {chance(best['p_holm'])}"
     said = (
         f"The tuned model against the base with its best prompt, row by row: {metric.gap(best['difference'])} ({interval}); "
         f"{count(best['won'])} rows won, {count(best['lost'])} lost. {_unseen(best['items'], best['detectable'], metric)}"
@@ -295,7 +295,7 @@ def verdict(compare: Report) -> Verdict:
         first = f"By {metric.name} it scores {tuned} on {items} held-out answers, the base with its best prompt {base}: {metric.better}."
     sentences = [first, *_by_measure(compare), _forgotten(compare)]
     if domain["classical"] is not None:
-        sentences.append(_classical(domain["classical"], domain["tuned"], metric))
+        sentences.append(_classical(compare, metric))
     if compare["clean_note"] is not None:
         sentences.append(compare["clean_note"])
     if compare["forgetting"] == "over limit":
@@ -327,10 +327,14 @@ def _forgotten(compare: Report) -> str:
     }[forgotten]
 
 
-def _classical(classical: float, tuned: float, metric: Metric) -> str:
+def _classical(compare: Report, metric: Metric) -> str:
     """What a reader who needs only the label should know."""
-    measured = f"a classical text classifier (TF-IDF and logistic regression) trained on the same rows reaches {metric.value(classical)}"
-    if classical >= tuned:
+    against = next(entry for entry in compare["others"] if entry["prompt"] == "tf-idf")
+    score = metric.value(against["base"])
+    measured = f"a classical text classifier (TF-IDF and logistic regression) trained on the same rows reaches {score}"
+    if against["p_holm"] >= compare["alpha"]:
+        return f"Mind that {measured}, no difference beyond chance: where only the label is wanted, it does as well and is far cheaper."
+    if against["difference"] < 0:
         return f"Mind that {measured}: where only the label is wanted, it is the better and far cheaper tool."
     return f"For comparison, {measured}."
 
