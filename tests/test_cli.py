@@ -123,7 +123,7 @@ def test_a_number_leads_to_the_commit_that_set_it_and_down_to_the_rows(root: Pat
     assert f"value set by {commit}" in said
     for step in ("made by compare", "made by evaluate@tuned", "made by train", "made by tokenize", "made by fetch_data", "data/sources "):
         assert step in said
-    assert "train.learning_rate 0.0005" in said
+    assert "train.learning_rate 0.001" in said
 
 
 def test_a_mistyped_number_names_the_nearest(root: Path) -> None:

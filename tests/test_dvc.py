@@ -21,7 +21,7 @@ from stages.cli.fresh import stale_stages
 from tests import pipeline, tiny
 
 EVERY = [stage.name for stage in pipeline.stages()]
-AFTER_TRAINING = ["train", "row_losses@tuned", "probe", "export", "evaluate@tuned", "compare", "card"]
+AFTER_TRAINING = ["train", "row_losses@tuned", "probe", "export", "evaluate@tuned", "extraction", "compare", "card"]
 
 
 class Lab:
@@ -154,7 +154,7 @@ def test_an_experiment_with_another_learning_rate_reruns_training_and_what_follo
     assert len(metrics.splitlines()) < 40  # short enough for a pull request
     params = lab.run("dvc", "params", "diff", "--md")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in params.splitlines()]
-    assert [row for row in rows if row and row[0] == "params.yaml"] == [["params.yaml", "train.learning_rate", "0.0005", "0.05"]]
+    assert [row for row in rows if row and row[0] == "params.yaml"] == [["params.yaml", "train.learning_rate", "0.001", "0.05"]]
     lab.run("dvc", "plots", "diff", "HEAD", "--out", "plots")
     page = (lab.root / "plots/index.html").read_text(encoding="utf-8")
     assert "Training loss" in page

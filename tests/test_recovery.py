@@ -51,8 +51,8 @@ def plant(training: Training, change: Callable[[torch.Tensor], torch.Tensor], st
     """Changes the loss of every micro-batch with the planted row, in some steps or in all."""
     plain = training.plain.summed_loss
 
-    def planted(rows: Sequence[TokenRow], batching: str | None = None) -> torch.Tensor:
-        loss = plain(rows, batching)
+    def planted(rows: Sequence[TokenRow], **named: Any) -> torch.Tensor:
+        loss = plain(rows, **named)
         there = training.rows[PLANTED] in rows and training.model.training
         return change(loss) if there and (steps is None or training.state.step + 1 in steps) else loss
 
