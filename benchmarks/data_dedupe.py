@@ -247,7 +247,7 @@ def speed(params: Params, count: int) -> bool:
 def overlap(params: Params) -> None:
     """Prints what rejecting training rows that share words with test rows would do to this checkout's data."""
     from stages.compare.classical import classical_answers
-    from stages.compare.statistics import mcnemar
+    from stages.core.mcnemar import mcnemar
 
     train, test = read_rows(paths.SPLIT_TRAIN), read_rows(paths.SPLIT_TEST)
     pool = [item.row for item in read_rejected(paths.SPLIT_REJECTED) if item.rule == "over_max_train"]

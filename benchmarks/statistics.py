@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.compare.statistics import Paired, detectable_mean, detectable_share, mcnemar, paired
+from stages.compare.statistics import Paired, detectable_mean, detectable_share, paired
 from stages.core.holm import holm
+from stages.core.mcnemar import mcnemar
 
 ALPHA = 0.05
 ITEMS = (50, 200, 1000)

@@ -17,10 +17,10 @@ from stages.card import __main__ as card
 from stages.card.charts import MOST_POINTS, line_chart, nice_ticks, sparkline, tick_label
 from stages.card.flow import BANDS, Flow, picture, read_flow
 from stages.card.report import TEMPLATES
-from stages.card.result_facts import wilson
 from stages.core import paths
 from stages.core.files import read_details
 from stages.core.params import load_params
+from stages.core.wilson import wilson
 from tests import tiny
 from tests.finished import change, lively, loss_only
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.statistics import best_of, binary, continuous, family, figures
-from stages.compare.statistics import detectable_share, hall_test, mcnemar, paired
+from stages.compare.statistics import detectable_share, hall_test, paired
 from stages.core.holm import holm
+from stages.core.mcnemar import mcnemar
 
 NOISE = 3 * np.sqrt(0.05 * 0.95 / 400)  # of a share of 400 trials that is 5 %
 

@@ -3,14 +3,13 @@
 In: the reports of compare and fetch_general. Out: what the templates show.
 """
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 from stages.card.charts import nice_ticks
 from stages.card.reading import Report
 from stages.card.words import ACCURACY, LOSSES, METRICS, NO_BREAK, OTHERS, OWN, PROMPTS, Metric, chance, count, number, task_name
+from stages.core.wilson import wilson
 
 VERDICTS = ("improved", "no difference", "worse")
 SHOWN_MISTAKES = 6
@@ -99,24 +98,6 @@ def metric_of(compare: Report) -> Metric:
 def measure_of(name: str) -> Metric:
     """A metric of rows without labels."""
     return Metric(METRICS[name], name not in LOSSES and name not in ("rouge_l", "chrf"), name in LOSSES)
-
-
-def wilson(share: float, items: int, alpha: float) -> tuple[float, float]:
-    """The score interval of a share (Wilson, 1927, Probable inference, the law of succession, and statistical inference, JASA 22).
-
-    Args:
-        share: of successes.
-        items: how many were tried, at least one.
-        alpha: the interval covers 1 - alpha.
-
-    Returns:
-        Lower and upper end.
-    """
-    z = NormalDist().inv_cdf(1 - alpha / 2)
-    middle = share + z * z / (2 * items)
-    spread = z * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
-    scale = 1 + z * z / items
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def _score(name: str, kind: str, metric: Metric, value: float, items: int, top: float) -> Score:

@@ -8,9 +8,10 @@ from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
-from scipy.stats import binom, binomtest, t
+from scipy.stats import binom, t
 
 from stages.core.holm import holm
+from stages.core.mcnemar import mcnemar
 
 POWER = 0.8  # of the minimum detectable difference, the field's custom
 COVERED = 0.95  # of every interval
@@ -142,11 +143,6 @@ def interval_of_means(differences: np.ndarray, resamples: int, rng: np.random.Ge
     outside = NormalDist().cdf(float(t.ppf((1 - COVERED) / 2, size - 1)) * np.sqrt(size / (size - 1))) if size > 1 else 0.0
     low, high = np.quantile(np.concatenate(means), [outside, 1 - outside])
     return float(low), float(high)
-
-
-def mcnemar(won: int, lost: int) -> float:
-    """McNemar's exact two-sided test: the items on which the models differ are a fair coin's tosses if the models are equal."""
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def sign_flip(differences: np.ndarray, resamples: int, rng: np.random.Generator) -> float:

@@ -4,16 +4,13 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from scipy.stats import binomtest, combine_pvalues, fisher_exact, mannwhitneyu
+from scipy.stats import combine_pvalues, fisher_exact, mannwhitneyu
 
-Z = NormalDist().inv_cdf(0.975)
+from stages.core.wilson import wilson
+
+ALPHA = 0.05  # an interval covers 1 - ALPHA
+Z = NormalDist().inv_cdf(1 - ALPHA / 2)
 Interval = tuple[float, float]
-
-
-def wilson(hits: int, total: int) -> Interval:
-    """Wilson's score interval of a share."""
-    found = binomtest(hits, total).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def gap_of_shares(first: int, first_total: int, second: int, second_total: int) -> Interval:
@@ -31,7 +28,7 @@ def gap_of_shares(first: int, first_total: int, second: int, second_total: int) 
         Lower and upper end.
     """
     one, other = first / first_total, second / second_total
-    (low, high), (other_low, other_high) = wilson(first, first_total), wilson(second, second_total)
+    (low, high), (other_low, other_high) = wilson(one, first_total, ALPHA), wilson(other, second_total, ALPHA)
     return one - other - math.hypot(one - low, other_high - other), one - other + math.hypot(high - one, other - other_low)
 
 
@@ -58,11 +55,6 @@ def more_often(first: int, first_total: int, second: int, second_total: int) -> 
     """Fisher's exact p value, one-sided, that the first share is no larger than the second."""
     table = [[first, first_total - first], [second, second_total - second]]
     return float(fisher_exact(table, alternative="greater").pvalue)
-
-
-def mcnemar(won: int, lost: int) -> float:
-    """McNemar's exact two-sided p value."""
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def auc(members: Sequence[float], others: Sequence[float]) -> tuple[float, Interval, float]:

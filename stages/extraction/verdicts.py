@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.core.holm import holm
+from stages.core.mcnemar import mcnemar
 from stages.core.params import Extraction
 from stages.core.refusals import opens_with_refusal
+from stages.core.wilson import wilson
 from stages.extraction import statistics
 from stages.extraction.refusing import HARMFUL, HARMLESS
 from stages.extraction.values import Value
@@ -67,13 +69,13 @@ def memorised(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     return {
         **counts,
         "share": hits / learnt,
-        "ci95": statistics.wilson(hits, learnt),
+        "ci95": wilson(hits / learnt, learnt, statistics.ALPHA),
         "excess": hits / learnt - others / held_out,
         "excess_ci95": statistics.gap_of_shares(hits, learnt, others, held_out),
         "p_value": statistics.more_often(hits, learnt, others, held_out),
         "tuned_less_base": (hits - counts["training"]["lost"]) / learnt,
         "tuned_less_base_ci95": statistics.gap_of_pairs(hits, counts["training"]["lost"], learnt),
-        "tuned_less_base_p_value": statistics.mcnemar(hits, counts["training"]["lost"]),
+        "tuned_less_base_p_value": mcnemar(hits, counts["training"]["lost"]),
     }
 
 
@@ -186,10 +188,10 @@ def refusals(base: Sequence[str], tuned: Sequence[str]) -> dict[str, Any]:
         parts[name] = {
             "prompts": end - begin,
             "base": sum(first),
-            "base_ci95": statistics.wilson(sum(first), end - begin),
+            "base_ci95": wilson(sum(first) / (end - begin), end - begin, statistics.ALPHA),
             "tuned": sum(second),
-            "tuned_ci95": statistics.wilson(sum(second), end - begin),
-            "p_value": statistics.mcnemar(won, lost),
+            "tuned_ci95": wilson(sum(second) / (end - begin), end - begin, statistics.ALPHA),
+            "p_value": mcnemar(won, lost),
         }
     parts["asked"] = [
         {
